@@ -1,0 +1,37 @@
+# `make` alone lists the targets. Each one installs what it needs first (.ci/setup.py) and is quiet when nothing is missing.
+
+SHELL  := /bin/sh
+RUN    := .venv/bin/python
+# More words for pytest: make test ARGS="-k copyup -x"
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench setup clean
+
+help:  ## list the targets
+	@echo "unionfs: one tree from many layers. Targets:"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+
+demo: setup-demo  ## try it for real: a copy-on-write view of this machine's root
+	@$(RUN) -m unionfs.cli.demo
+
+test: setup-test  ## run all tests (ARGS="-k copyup" for some)
+	@$(RUN) -m pytest $(ARGS)
+
+check: setup-check  ## ruff, format, mypy --strict, the architecture
+	@$(RUN) -m ruff check
+	@$(RUN) -m ruff format --check
+	@$(RUN) -m mypy --strict
+	@$(RUN) -m pytest -q tests/test_architecture.py
+
+bench: setup-bench  ## measure us and the peers; keeps data and pictures in benchmarks/results
+	@$(RUN) -m benchmarks $(ARGS)
+
+setup: setup-test  ## make .venv and install what tests and checks need
+
+clean:  ## remove .venv and the caches
+	@rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup-%:
+	@python=$$(.ci/python) && "$$python" .ci/setup.py $*
