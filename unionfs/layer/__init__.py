@@ -1,0 +1,1 @@
+"""What one layer holds: the protocol, a directory, memory; and the encodings of whiteouts, marks and owners."""

@@ -1,0 +1,315 @@
+"""A layer that is a directory of the host, in overlayfs's own on-disk format."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import sys
+from collections.abc import Iterable
+
+from unionfs._sys.data import fallocate
+from unionfs._sys.filehandle import filesystem_uuid, overlay_handle
+from unionfs.errors import LayerError
+from unionfs.layer import owners, whiteout
+from unionfs.layer.descriptors import KEPT, Fd
+from unionfs.layer.protocol import DT_CHR, DT_DIR, DT_LNK, DT_REG, DT_WHT, NO_MARKS, LayerDir, Marks
+
+log = logging.getLogger(__name__)
+
+_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_ENCODING = sys.getfilesystemencoding()
+_ERRORS = sys.getfilesystemencodeerrors()
+# Attributes: none is set, or the file system has none at all.
+_NO_XATTRS = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
+
+
+class FdFile:
+    """An open file of a directory layer. The descriptor is a ``Fd``: it stays open as long as somebody reads."""
+
+    __slots__ = ("_fd", "n")
+
+    def __init__(self, fd: int) -> None:
+        self.n = fd
+        self._fd: Fd | None = Fd(fd)
+
+    def _hold(self) -> Fd:
+        fd = self._fd
+        if fd is None:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return fd
+
+    def fileno(self) -> int | None:
+        return self._hold().n
+
+    def close(self) -> None:
+        self._fd = None
+
+    def pread(self, size: int, offset: int) -> bytes:
+        fd = self._hold()
+        return os.pread(fd.n, size, offset)
+
+    def pwrite(self, data: bytes | memoryview, offset: int) -> int:
+        fd = self._hold()
+        return os.pwrite(fd.n, data, offset)
+
+    def truncate(self, size: int) -> None:
+        fd = self._hold()
+        os.ftruncate(fd.n, size)
+
+    def fsync(self, datasync: bool = False) -> None:
+        fd = self._hold()
+        if datasync:
+            os.fdatasync(fd.n)
+        else:
+            os.fsync(fd.n)
+
+    def fallocate(self, mode: int, offset: int, length: int) -> None:
+        fd = self._hold()
+        fallocate(fd.n, mode, offset, length)
+
+    def seek(self, offset: int, whence: int) -> int:
+        fd = self._hold()
+        return os.lseek(fd.n, offset, whence)
+
+    def stat(self) -> os.stat_result:
+        fd = self._hold()
+        return os.fstat(fd.n)
+
+    def setattr(
+        self,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        times: tuple[int, int] | None = None,
+    ) -> None:
+        fd = self._hold()
+        if uid is not None or gid is not None:
+            os.fchown(fd.n, -1 if uid is None else uid, -1 if gid is None else gid)
+        if mode is not None:
+            os.fchmod(fd.n, mode)
+        if times is not None:
+            os.utime(fd.n, ns=times)
+
+
+class DirectoryLayer:
+    """A directory of the host, read as a layer.
+
+    Every directory is opened from its parent, one name at a time, and never through a symbolic link; so nothing in the
+    layer can lead out of it. Other file systems mounted below the directory are part of it.
+
+    ``exclude``: paths inside the layer (``"/a/b"``) that are not shown. ``unmapped_as_root``: ids that this
+    user namespace does not map show as 0. Raises ``LayerError`` when the directory is missing or can't be read.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, exclude: Iterable[str] = (), unmapped_as_root: bool = False
+    ) -> None:
+        self.path = os.path.realpath(path)
+        self.root = LayerDir(self, None, b"")
+        self._hidden: dict[bytes, set[bytes]] = {}
+        for hidden in exclude:
+            parent, name = os.path.split(os.path.normpath(os.fsencode(hidden)))
+            self._hidden.setdefault(b"" if parent == b"/" else parent, set()).add(name)
+        self._lost_uids = owners.overflow_ids("/proc/self/uid_map") if unmapped_as_root else frozenset[int]()
+        self._lost_gids = owners.overflow_ids("/proc/self/gid_map") if unmapped_as_root else frozenset[int]()
+        self._uuid: bytes | None = None
+        self._uuid_known = False
+        try:
+            fd = os.open(self.path, _OPEN_DIR)
+        except OSError as error:
+            raise LayerError(error.errno, f"layer is not usable: {error.strerror}", os.fspath(path)) from error
+        KEPT.keep(self.root, Fd(fd))
+        keys = self._list(fd)
+        self.overrides = owners.OVERRIDE in keys
+        self.has_inos = whiteout.FORMAT in whiteout.mark_names(keys)
+        # Without CAP_FOWNER, O_NOATIME is for one's own files only (open(2)).
+        self._noatime = os.O_NOATIME if os.geteuid() == 0 else 0
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.path!r})"
+
+    @property
+    def label(self) -> str:
+        return self.path
+
+    def fd(self, d: LayerDir) -> Fd:
+        """The open directory. Hold the answer for as long as its number is in use."""
+        found: Fd | None = d.ref
+        if found is not None:
+            return found
+        if d.parent is None:
+            try:
+                n = os.open(self.path, _OPEN_DIR)
+            except OSError as error:
+                raise LayerError(error.errno, f"layer has vanished: {error.strerror}", self.path) from error
+        else:
+            parent = self.fd(d.parent)
+            try:
+                n = os.open(d.name, _OPEN_DIR, dir_fd=parent.n)
+            except PermissionError:
+                # Search permission only: enough for all but listing.
+                n = os.open(d.name, (_OPEN_DIR & ~os.O_RDONLY) | os.O_PATH, dir_fd=parent.n)
+        fd = Fd(n)
+        KEPT.keep(d, fd)
+        return fd
+
+    # Entries
+
+    def scan(self, d: LayerDir) -> dict[bytes, int]:
+        fd = self.fd(d)
+        entries: dict[bytes, int] = {}
+        odd = False
+        with os.scandir(fd.n) as found:
+            for entry in found:
+                name = entry.name.encode(_ENCODING, _ERRORS)
+                if entry.is_file(follow_symlinks=False):
+                    entries[name] = DT_REG
+                elif entry.is_dir(follow_symlinks=False):
+                    entries[name] = DT_DIR
+                elif entry.is_symlink():
+                    entries[name] = DT_LNK
+                else:
+                    entries[name] = 0
+                    odd = True
+        if odd:
+            for name in [name for name, dt in entries.items() if not dt]:
+                kind = self.kind(d, name)
+                if kind is None:
+                    del entries[name]
+                else:
+                    entries[name] = kind
+        if self._hidden:
+            for name in self._hidden.get(d.path, ()):
+                entries.pop(name, None)
+        self._decode_files(d, fd, entries)
+        return entries
+
+    def _decode_files(self, d: LayerDir, fd: Fd, entries: dict[bytes, int]) -> None:
+        """Regular files that stand for something else: whiteouts by attribute, and devices of an unprivileged owner."""
+        whiteouts = self._value(fd.n, whiteout.OPAQUE) == b"x"
+        if not whiteouts and not self.overrides:
+            return
+        for name, dt in entries.items():
+            if dt == DT_REG:
+                entries[name] = self.kind(d, name) or DT_REG
+
+    def kind(self, d: LayerDir, name: bytes) -> int | None:
+        if self._hidden and name in self._hidden.get(d.path, ()):
+            return None
+        try:
+            st = self.stat(d, name)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        dt = st.st_mode >> 12
+        if dt == DT_CHR and st.st_rdev == 0:
+            return DT_WHT
+        if dt == DT_REG and st.st_size == 0 and self._is_xwhiteout(d, name):
+            return DT_WHT
+        return dt
+
+    def _is_xwhiteout(self, d: LayerDir, name: bytes) -> bool:
+        fd = self.fd(d)
+        if self._value(fd.n, whiteout.OPAQUE) != b"x":
+            return False
+        return whiteout.WHITEOUT in whiteout.mark_names(self._list(self.proc(fd, name)))
+
+    def stat(self, d: LayerDir, name: bytes) -> os.stat_result:
+        fd = self.fd(d)
+        st = os.stat(name, dir_fd=fd.n, follow_symlinks=False)
+        if self.overrides or self._lost_uids or self._lost_gids:
+            return self._owned(fd, name, st)
+        return st
+
+    def _owned(self, fd: Fd, name: bytes, st: os.stat_result) -> os.stat_result:
+        if self.overrides and not stat.S_ISLNK(st.st_mode):
+            try:
+                return owners.apply(st, os.getxattr(self.proc(fd, name), owners.OVERRIDE, follow_symlinks=False))
+            except OSError as error:
+                if error.errno not in _NO_XATTRS:
+                    raise
+        uid = 0 if st.st_uid in self._lost_uids else None
+        gid = 0 if st.st_gid in self._lost_gids else None
+        return st if uid is None and gid is None else owners.replaced(st, uid=uid, gid=gid)
+
+    def readlink(self, d: LayerDir, name: bytes) -> bytes:
+        fd = self.fd(d)
+        return os.readlink(name, dir_fd=fd.n)
+
+    def open(self, d: LayerDir, name: bytes, flags: int) -> FdFile:
+        fd = self.fd(d)
+        flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        if self._noatime:
+            try:
+                return FdFile(os.open(name, flags | self._noatime, dir_fd=fd.n))
+            except PermissionError:
+                pass  # root of a user namespace and a file of somebody it does not map
+        return FdFile(os.open(name, flags, dir_fd=fd.n))
+
+    # Attributes
+
+    @staticmethod
+    def proc(fd: Fd, name: bytes) -> bytes:
+        """A path for the calls that take no directory descriptor (proc(5), ``/proc/self/fd``)."""
+        return b"/proc/self/fd/%d/%s" % (fd.n, name)
+
+    @staticmethod
+    def _list(path: int | bytes | str) -> list[str]:
+        try:
+            if isinstance(path, int):
+                return os.listxattr(path)
+            return os.listxattr(path, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in _NO_XATTRS or error.errno == errno.EBADF:  # EBADF: opened with O_PATH
+                return []
+            raise
+
+    @staticmethod
+    def _value(fd: int, mark: bytes) -> bytes | None:
+        for key in DirectoryLayer._list(fd):
+            if whiteout.mark_names([key]).keys() == {mark}:
+                return os.getxattr(fd, key)
+        return None
+
+    def marks(self, d: LayerDir, name: bytes) -> Marks:
+        fd = self.fd(d)
+        path: int | bytes = fd.n if name == b"." else self.proc(fd, name)
+        keys = self._list(path)
+        if not keys:
+            return NO_MARKS
+        names = whiteout.mark_names(keys)
+        if not names:
+            return NO_MARKS
+        follow = {} if isinstance(path, int) else {"follow_symlinks": False}
+        return whiteout.decode({mark: os.getxattr(path, key, **follow) for mark, key in names.items()})
+
+    def listxattr(self, d: LayerDir, name: bytes) -> list[bytes]:
+        fd = self.fd(d)
+        seen = [whiteout.unescape(os.fsencode(key)) for key in self._list(self.proc(fd, name))]
+        return [key for key in seen if key is not None and key != owners.OVERRIDE.encode()]
+
+    def getxattr(self, d: LayerDir, name: bytes, key: bytes) -> bytes:
+        fd = self.fd(d)
+        if key == owners.OVERRIDE.encode():
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        return os.getxattr(self.proc(fd, name), whiteout.escape(key), follow_symlinks=False)
+
+    def handle(self, d: LayerDir, name: bytes) -> bytes | None:
+        fd = self.fd(d)
+        if not self._uuid_known:
+            self._uuid = filesystem_uuid(fd.n)
+            self._uuid_known = True
+        return None if self._uuid is None else overlay_handle(fd.n, name, self._uuid)
+
+    def root_attribute(self, mark: bytes) -> bytes | None:
+        """The value of one of overlayfs's or our own attributes on the layer's root."""
+        return self._value(self.fd(self.root).n, mark)
+
+    def statvfs(self) -> os.statvfs_result:
+        fd = self.fd(self.root)
+        return os.fstatvfs(fd.n)
+
+    def close(self) -> None:
+        KEPT.forget(self)
+

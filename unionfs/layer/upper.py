@@ -1,0 +1,416 @@
+"""A directory of the host as the writable layer, with a work directory beside it as overlayfs has it.
+
+``work/work`` is for staging, ``work/index`` holds copied-up hard links by the handle of their origin
+(Documentation/filesystems/overlayfs.rst, "index"). Both directories are locked (flock(2)) while in use: the lock goes
+with the process, so a killed one leaves none behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import logging
+import os
+import stat
+from typing import Self
+
+from unionfs._sys.filehandle import can_use_trusted
+from unionfs._sys.rename import RENAME_EXCHANGE, RENAME_WHITEOUT, renameat2
+from unionfs.errors import LayerError, UpperBusyError
+from unionfs.layer import owners, whiteout
+from unionfs.layer.descriptors import Fd
+from unionfs.layer.directory import DirectoryLayer, FdFile
+from unionfs.layer.protocol import LayerDir, Marks, WritableLayer
+
+log = logging.getLogger(__name__)
+
+_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_DENIED = frozenset({errno.EPERM, errno.EINVAL, errno.EOVERFLOW})
+
+
+def _lock(fd: int, path: str) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UpperBusyError(errno.EBUSY, "another union writes here", path) from None
+
+
+def _make(path: str) -> int:
+    os.makedirs(path, exist_ok=True)
+    return os.open(path, _OPEN_DIR)
+
+
+class UpperDirectory(DirectoryLayer):
+    """The writable layer on disk. See ``WritableLayer`` for what each call promises.
+
+    ``work`` must be on the same file system as ``path``. ``volatile``: nothing is flushed, as overlayfs's mount option
+    of that name. ``trusted``: the namespace of the marks; by default ``trusted.`` where this process may write it.
+    Raises ``LayerError`` and ``UpperBusyError``.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        work: str | os.PathLike[str],
+        *,
+        volatile: bool = False,
+        trusted: bool | None = None,
+        unmapped_as_root: bool = False,
+    ) -> None:
+        super().__init__(path, unmapped_as_root=unmapped_as_root)
+        self.volatile = volatile
+        self.work = os.path.realpath(work)
+        inside = os.path.commonpath([self.path, self.work])
+        if inside in (self.path, self.work):
+            raise LayerError(errno.EINVAL, "the work directory and the upper directory must stand side by side", self.work)
+        self._counter = itertools.count()
+        try:
+            self._work_lock = Fd(_make(self.work))
+            self._upper_lock = Fd(os.open(self.path, _OPEN_DIR))
+            _lock(self._upper_lock.n, self.path)
+            _lock(self._work_lock.n, self.work)
+            staging = Fd(_make(os.path.join(self.work, "work")))
+            index = Fd(_make(os.path.join(self.work, "index")))
+        except UpperBusyError:
+            raise
+        except OSError as error:
+            raise LayerError(error.errno, f"upper or work is not writable: {error.strerror}", self.work) from error
+        if os.fstat(staging.n).st_dev != os.fstat(self._upper_lock.n).st_dev:
+            raise LayerError(errno.EXDEV, "the work directory must be on the upper's file system", self.work)
+        self._set_areas(staging, index)
+        self._prefix = (
+            whiteout.TRUSTED
+            if (can_use_trusted(self._upper_lock.n) if trusted is None else trusted)
+            else whiteout.USER
+        )
+        self._privileged = os.geteuid() == 0
+        for name in self.scan(self.staging):
+            self.clear(self.staging, name)
+        self._sign(self._upper_lock.n)
+
+    def _set_areas(self, staging: Fd, index: Fd) -> None:
+        # Held for good: they have no parent to be opened from again.
+        self.staging = LayerDir(self, None, b"work")
+        self.staging.ref = staging
+        self.index: LayerDir | None = LayerDir(self, None, b"index")
+        self.index.ref = index
+
+    def _sign(self, fd: int) -> None:
+        if self.has_inos:
+            return
+        try:
+            os.setxattr(fd, self._key(whiteout.FORMAT), b"1")
+        except OSError as error:
+            raise LayerError(
+                error.errno, f"the upper's file system keeps no extended attributes: {error.strerror}", self.path
+            ) from error
+        self.has_inos = True
+
+    def _key(self, mark: bytes) -> bytes:
+        return self._prefix + mark
+
+    @property
+    def trusted(self) -> bool:
+        """Whether marks are written in the ``trusted.`` namespace."""
+        return self._prefix == whiteout.TRUSTED
+
+    def temp_name(self) -> bytes:
+        return b"#%x" % next(self._counter)
+
+    # New entries
+
+    def mkdir(self, d: LayerDir, name: bytes, mode: int) -> LayerDir:
+        fd = self.fd(d)
+        os.mkdir(name, mode, dir_fd=fd.n)
+        return d.child(name)
+
+    def create(self, d: LayerDir, name: bytes, mode: int) -> FdFile:
+        fd = self.fd(d)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        real = mode if self._privileged else mode | 0o600
+        file = FdFile(os.open(name, flags, real, dir_fd=fd.n))
+        if real != mode:
+            self._override(d, name, mode=mode)
+        return file
+
+    def mknod(self, d: LayerDir, name: bytes, mode: int, rdev: int) -> None:
+        fd = self.fd(d)
+        try:
+            os.mknod(name, mode, rdev, dir_fd=fd.n)
+        except PermissionError:
+            if not (stat.S_ISBLK(mode) or stat.S_ISCHR(mode)):
+                raise
+            log.debug("%s: no right to make a device, recorded in %s", name, owners.OVERRIDE)
+            self.create(d, name, 0o600).close()
+            self._override(d, name, mode=mode, rdev=rdev)
+
+    def symlink(self, d: LayerDir, name: bytes, target: bytes) -> None:
+        fd = self.fd(d)
+        os.symlink(target, name, dir_fd=fd.n)
+
+    def link(self, d: LayerDir, name: bytes, d2: LayerDir, name2: bytes) -> None:
+        fd, fd2 = self.fd(d), self.fd(d2)
+        os.link(name, name2, src_dir_fd=fd.n, dst_dir_fd=fd2.n, follow_symlinks=False)
+
+    def whiteout(self, d: LayerDir, name: bytes) -> None:
+        fd = self.fd(d)
+        os.mknod(name, stat.S_IFCHR, 0, dir_fd=fd.n)
+
+    # Names that go and move
+
+    def unlink(self, d: LayerDir, name: bytes) -> None:
+        fd = self.fd(d)
+        os.unlink(name, dir_fd=fd.n)
+
+    def rmdir(self, d: LayerDir, name: bytes) -> None:
+        fd = self.fd(d)
+        os.rmdir(name, dir_fd=fd.n)
+
+    def rename(self, d: LayerDir, name: bytes, d2: LayerDir, name2: bytes, flags: int = 0) -> None:
+        fd, fd2 = self.fd(d), self.fd(d2)
+        try:
+            renameat2(fd.n, name, fd2.n, name2, flags)
+        except OSError as error:
+            if flags != RENAME_WHITEOUT or error.errno not in (errno.EINVAL, errno.ENOSYS):
+                raise
+            log.info("%s: no RENAME_WHITEOUT here, done in two steps", self.path)
+            temp = self.temp_name()
+            self.whiteout(self.staging, temp)
+            os.rename(name, name2, src_dir_fd=fd.n, dst_dir_fd=fd2.n)
+            os.rename(temp, name, src_dir_fd=self.fd(self.staging).n, dst_dir_fd=fd.n)
+
+    def clear(self, d: LayerDir, name: bytes) -> None:
+        fd = self.fd(d)
+        try:
+            os.unlink(name, dir_fd=fd.n)
+            return
+        except IsADirectoryError:
+            pass
+        if not self._privileged:
+            os.chmod(name, 0o700, dir_fd=fd.n)
+        child = LayerDir(self, d, name)
+        # Not through scan: here a file is a file, whatever it stands for.
+        with os.scandir(self.fd(child).n) as found:
+            names = [os.fsencode(entry.name) for entry in found]
+        for below in names:
+            self.clear(child, below)
+        os.rmdir(name, dir_fd=fd.n)
+
+    # Metadata
+
+    def setattr(
+        self,
+        d: LayerDir,
+        name: bytes,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        times: tuple[int, int] | None = None,
+    ) -> None:
+        fd = self.fd(d)
+        if self.overrides or not self._privileged:
+            self._setattr_recorded(d, name, fd, mode, uid, gid)
+        else:
+            if uid is not None or gid is not None:
+                try:
+                    os.chown(
+                        name,
+                        -1 if uid is None else uid,
+                        -1 if gid is None else gid,
+                        dir_fd=fd.n,
+                        follow_symlinks=False,
+                    )
+                except OSError as error:
+                    if error.errno not in _DENIED:
+                        raise
+                    self._override(d, name, uid=uid, gid=gid)
+            if mode is not None:
+                os.chmod(name, stat.S_IMODE(mode), dir_fd=fd.n)
+        if times is not None:
+            os.utime(name, ns=times, dir_fd=fd.n, follow_symlinks=False)
+
+    def _setattr_recorded(
+        self, d: LayerDir, name: bytes, fd: Fd, mode: int | None, uid: int | None, gid: int | None
+    ) -> None:
+        now = self.stat(d, name)
+        uid = now.st_uid if uid is None else uid
+        gid = now.st_gid if gid is None else gid
+        wanted = stat.S_IMODE(now.st_mode if mode is None else mode)
+        if stat.S_ISLNK(now.st_mode):
+            if (uid, gid) != (now.st_uid, now.st_gid):
+                try:
+                    os.chown(name, uid, gid, dir_fd=fd.n, follow_symlinks=False)
+                except PermissionError:
+                    log.info("%s: the owner of a symbolic link can't be kept without root", name)
+            return
+        try:
+            os.chown(name, uid, gid, dir_fd=fd.n, follow_symlinks=False)
+            refused = False
+        except OSError as error:
+            if error.errno not in _DENIED:
+                raise
+            refused = True
+        needed = 0 if self._privileged else (0o700 if stat.S_ISDIR(now.st_mode) else 0o600)
+        os.chmod(name, wanted | needed, dir_fd=fd.n)
+        real = os.stat(name, dir_fd=fd.n, follow_symlinks=False)
+        if refused or stat.S_IMODE(real.st_mode) != wanted or stat.S_IFMT(real.st_mode) != stat.S_IFMT(now.st_mode):
+            self._override(d, name, mode=stat.S_IFMT(now.st_mode) | wanted, uid=uid, gid=gid)
+        elif self.overrides:
+            self._drop_override(fd, name)
+
+    def _drop_override(self, fd: Fd, name: bytes) -> None:
+        try:
+            os.removexattr(self.proc(fd, name), owners.OVERRIDE, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM):
+                raise
+
+    def _override(
+        self,
+        d: LayerDir,
+        name: bytes,
+        *,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        rdev: int | None = None,
+    ) -> None:
+        if not self.overrides:
+            root = self.stat(self.root, b".")
+            value = owners.encode(root.st_mode, root.st_uid, root.st_gid)
+            os.setxattr(self.fd(self.root).n, owners.OVERRIDE, value)
+            self.overrides = True
+        now = self.stat(d, name)
+        if mode is None:
+            mode = now.st_mode
+        elif not stat.S_IFMT(mode):
+            mode |= stat.S_IFMT(now.st_mode)
+        value = owners.encode(
+            mode,
+            now.st_uid if uid is None else uid,
+            now.st_gid if gid is None else gid,
+            now.st_rdev if rdev is None else rdev,
+        )
+        fd = self.fd(d)
+        os.setxattr(self.proc(fd, name), owners.OVERRIDE, value, follow_symlinks=False)
+
+    def setxattr(self, d: LayerDir, name: bytes, key: bytes, value: bytes, flags: int = 0) -> None:
+        fd = self.fd(d)
+        os.setxattr(self.proc(fd, name), whiteout.escape(key), value, flags, follow_symlinks=False)
+
+    def removexattr(self, d: LayerDir, name: bytes, key: bytes) -> None:
+        fd = self.fd(d)
+        os.removexattr(self.proc(fd, name), whiteout.escape(key), follow_symlinks=False)
+
+    def set_marks(self, d: LayerDir, name: bytes, marks: Marks) -> None:
+        fd = self.fd(d)
+        path = self.proc(fd, name)
+        old = whiteout.encode(self.marks(d, name))
+        new = whiteout.encode(marks)
+        for mark in old.keys() - new.keys():
+            for prefix in (whiteout.TRUSTED, whiteout.USER):
+                try:
+                    os.removexattr(path, prefix + mark, follow_symlinks=False)
+                except OSError as error:
+                    if error.errno not in (errno.ENODATA, errno.EPERM, errno.EOPNOTSUPP):
+                        raise
+        for mark, value in new.items():
+            if old.get(mark) != value:
+                self._set_mark(path, mark, value)
+
+    def add_marks(self, d: LayerDir, name: bytes, values: dict[bytes, bytes]) -> None:
+        """Write marks on an entry that is known to have none yet."""
+        fd = self.fd(d)
+        path = self.proc(fd, name)
+        for mark, value in values.items():
+            self._set_mark(path, mark, value)
+
+    def _set_mark(self, path: bytes, mark: bytes, value: bytes) -> None:
+        try:
+            os.setxattr(path, self._key(mark), value, follow_symlinks=False)
+        except OSError as error:
+            # user.* is for regular files and directories only (xattr(7)); only our inode number ever stands elsewhere.
+            if mark != whiteout.INO or error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+                raise
+            log.debug("%s: no room for an inode number, it changes at the next mount", path)
+
+    def set_origin(self, d: LayerDir, name: bytes, handle: bytes) -> None:
+        """Record the origin of a copied-up hard link, which overlayfs checks when it reads the index."""
+        fd = self.fd(d)
+        os.setxattr(self.proc(fd, name), self._key(whiteout.ORIGIN), handle, follow_symlinks=False)
+
+    def sync(self) -> None:
+        if not self.volatile:
+            os.sync()
+
+    # Commit
+
+    def begin_freeze(self, destination: str | None) -> WritableLayer:
+        """See ``WritableLayer``. ``destination``: a path that does not exist yet, or an empty directory, on the upper's
+        file system; by default the next free number in ``<upper>.layers``. Raises ``LayerError``."""
+        if destination is None:
+            base = self.path + ".layers"
+            os.makedirs(base, exist_ok=True)
+            taken = [int(name) for name in os.listdir(base) if name.isdigit()]
+            destination = os.path.join(base, f"{max(taken, default=0) + 1:06d}")
+        destination = os.path.abspath(destination)
+        try:
+            os.makedirs(os.path.dirname(destination), exist_ok=True)
+            if not os.path.isdir(destination):
+                os.mkdir(destination, 0o700)
+            elif os.listdir(destination):
+                raise LayerError(errno.ENOTEMPTY, "a layer is frozen into a new or empty directory", destination)
+            if os.stat(destination).st_dev != os.stat(self.path).st_dev:
+                os.rmdir(destination)
+                raise LayerError(errno.EXDEV, "a layer is frozen on its upper's file system", destination)
+        except LayerError:
+            raise
+        except OSError as error:
+            raise LayerError(error.errno, f"the frozen layer can't be made: {error.strerror}", destination) from error
+        return self._twin(destination)
+
+    def _twin(self, path: str) -> Self:
+        fresh = type(self).__new__(type(self))
+        DirectoryLayer.__init__(fresh, path)
+        fresh._lost_uids, fresh._lost_gids = self._lost_uids, self._lost_gids
+        fresh.volatile, fresh.work, fresh._prefix = self.volatile, self.work, self._prefix
+        fresh._privileged, fresh._counter, fresh._work_lock = self._privileged, self._counter, self._work_lock
+        fresh._upper_lock = Fd(os.open(path, _OPEN_DIR))
+        _lock(fresh._upper_lock.n, path)
+        assert self.index is not None
+        fresh._set_areas(self.staging.ref, self.index.ref)
+        root = self.fd(self.root)
+        st = os.fstat(root.n)
+        os.fchown(fresh._upper_lock.n, st.st_uid, st.st_gid)
+        os.fchmod(fresh._upper_lock.n, stat.S_IMODE(st.st_mode))
+        for key in os.listxattr(root.n):
+            raw = os.fsencode(key)
+            if not (whiteout.is_private(raw) and whiteout.unescape(raw) is None):
+                os.setxattr(fresh._upper_lock.n, key, os.getxattr(root.n, key))
+        ino = self.marks(self.root, b".").ino
+        if ino is not None:
+            os.setxattr(fresh._upper_lock.n, self._key(whiteout.INO), b"%x" % ino)
+        fresh.overrides = self.overrides
+        fresh._sign(fresh._upper_lock.n)
+        os.utime(fresh._upper_lock.n, ns=(st.st_atime_ns, st.st_mtime_ns))
+        return fresh
+
+    def finish_freeze(self, fresh: WritableLayer, record: bytes) -> None:
+        assert isinstance(fresh, UpperDirectory)
+        os.setxattr(self._upper_lock.n, self._key(whiteout.RECORD), record)
+        here, there = os.path.split(os.fsencode(self.path)), os.path.split(os.fsencode(fresh.path))
+        fd, fd2 = Fd(os.open(here[0], _OPEN_DIR)), Fd(os.open(there[0], _OPEN_DIR))
+        renameat2(fd.n, here[1], fd2.n, there[1], RENAME_EXCHANGE)
+        self.path, fresh.path = fresh.path, self.path
+        if not self.volatile:
+            os.fsync(fd.n)
+            os.fsync(fd2.n)
+        del self._upper_lock, self._work_lock
+
+    def close(self) -> None:
+        super().close()
+        self.__dict__.pop("_upper_lock", None)
+        self.__dict__.pop("_work_lock", None)
+        self.staging.ref = None
+        self.index = None

@@ -1,0 +1,106 @@
+"""How overlayfs writes whiteouts and marks on disk: the only place that knows the encodings.
+
+Source: Documentation/filesystems/overlayfs.rst. A whiteout is a character device 0:0, or an empty regular file with
+``overlay.whiteout`` in a directory with ``overlay.opaque=x``. Marks are extended attributes under
+``trusted.overlay.`` (root) or ``user.overlay.`` (``userxattr``). A person's own attribute with such a name is kept
+one level down, as ``overlay.overlay.`` ("nesting overlayfs mounts").
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from unionfs.layer.protocol import NO_MARKS, Marks
+
+TRUSTED = b"trusted.overlay."
+USER = b"user.overlay."
+_PREFIXES = (TRUSTED, USER)
+_ESCAPE = b"overlay."
+
+OPAQUE = b"opaque"
+REDIRECT = b"redirect"
+METACOPY = b"metacopy"
+ORIGIN = b"origin"
+NLINK = b"nlink"
+WHITEOUT = b"whiteout"
+INO = b"unionfs.ino"
+FORMAT = b"unionfs"
+"""On a layer's root: the layer was an upper of ours, so its entries may carry ``INO``."""
+
+RECORD = b"unionfs.commit"
+"""On a layer's root: who froze it, when and why (JSON with the field names of an OCI history entry)."""
+
+
+def is_whiteout_device(st: os.stat_result) -> bool:
+    """Whether this is a character device 0:0."""
+    return stat.S_ISCHR(st.st_mode) and st.st_rdev == 0
+
+
+def is_private(key: bytes) -> bool:
+    """Whether overlayfs keeps this attribute for itself."""
+    return key.startswith(_PREFIXES)
+
+
+def escape(key: bytes) -> bytes:
+    """The name on disk of a person's attribute ``key``."""
+    for prefix in _PREFIXES:
+        if key.startswith(prefix):
+            return prefix + _ESCAPE + key[len(prefix) :]
+    return key
+
+
+def unescape(key: bytes) -> bytes | None:
+    """The name that a person sees for the attribute ``key`` on disk; ``None`` for one of overlayfs's own."""
+    for prefix in _PREFIXES:
+        if key.startswith(prefix):
+            rest = key[len(prefix) :]
+            return prefix + rest[len(_ESCAPE) :] if rest.startswith(_ESCAPE) else None
+    return key
+
+
+def mark_names(keys: list[str]) -> dict[bytes, str]:
+    """Of all attribute names on an entry, those that are marks: mark to name on disk; ``trusted.`` wins."""
+    found: dict[bytes, str] = {}
+    for key in keys:
+        raw = os.fsencode(key)
+        if raw.startswith(TRUSTED):
+            found[raw[len(TRUSTED) :]] = key
+        elif raw.startswith(USER):
+            found.setdefault(raw[len(USER) :], key)
+    return found
+
+
+def decode(values: dict[bytes, bytes]) -> Marks:
+    """``Marks`` from the marks' values; what is malformed counts as absent."""
+    if not values:
+        return NO_MARKS
+    ino = None
+    if INO in values:
+        try:
+            ino = int(values[INO], 16)
+        except ValueError:
+            ino = None
+    return Marks(
+        opaque=values.get(OPAQUE) == b"y",
+        redirect=values.get(REDIRECT) or None,
+        metacopy=METACOPY in values,
+        ino=ino,
+        nlink=values.get(NLINK),
+    )
+
+
+def encode(marks: Marks) -> dict[bytes, bytes]:
+    """The marks' values on disk."""
+    values: dict[bytes, bytes] = {}
+    if marks.opaque:
+        values[OPAQUE] = b"y"
+    if marks.redirect is not None:
+        values[REDIRECT] = marks.redirect
+    if marks.metacopy:
+        values[METACOPY] = b""
+    if marks.ino is not None:
+        values[INO] = b"%x" % marks.ino
+    if marks.nlink is not None:
+        values[NLINK] = marks.nlink
+    return values
