@@ -174,7 +174,7 @@ def _apt_install(apt: list[str], needs: list[Need]) -> None:
         say(f"apt-get install {name}: {why}")
     install = [*command, "install", "-y", "--no-install-recommends", *packages]
     status, output = _quiet(install)
-    if status and not updated and _apt_update(command):    # an old list names files that the mirror dropped
+    if status and not updated and _apt_update(command):  # an old list names files that the mirror dropped
         status, output = _quiet(install)
     if status:
         print(output, file=sys.stderr)
@@ -192,7 +192,11 @@ def _candidate(need: Need) -> str | None:
     """The first of the need's packages that apt could install now."""
     for name in need.packages:
         shown = subprocess.run(
-            ["apt-cache", "policy", name], capture_output=True, text=True, check=False, env={**os.environ, "LC_ALL": "C"}
+            ["apt-cache", "policy", name],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},
         ).stdout
         if "Candidate:" in shown and "Candidate: (none)" not in shown:
             return name
@@ -202,10 +206,10 @@ def _candidate(need: Need) -> str | None:
 def _quiet(command: list[str]) -> tuple[int, str]:
     """Run `command`; returns its status and what it printed."""
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "PATH": SYSTEM_PATH}
+    pipe, null = subprocess.PIPE, subprocess.DEVNULL
     done = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        check=False, env=env,
-    )  # fmt: skip
+        command, env=env, stdin=null, stdout=pipe, stderr=subprocess.STDOUT, text=True, errors="replace", check=False
+    )
     return done.returncode, done.stdout
 
 
