@@ -17,6 +17,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def _need(probe: str, packages: str, why: str, targets: str, essential: str = ""
 
 
 NEEDS = (
-    _need("lib:fuse", "libfuse2|libfuse2t64", "the FUSE mount (fusepy)", "demo test bench", essential="demo"),
+    _need("lib:fuse", "libfuse2|libfuse2t64", "FUSE mounts, through fusepy", "demo test bench", essential="demo"),
     # Not the package `fuse`: fuse3 replaces it, has a `fusermount` too, and the peers of the benchmark depend on it.
     _need("fusermount", "fuse3|fuse", "FUSE mounts by users who are not root", "demo test bench"),
     _need("newuidmap", "uidmap", "more than one uid in a user namespace", "demo test"),
@@ -134,7 +135,7 @@ def system(target: str) -> int:
         what = ", ".join(f"{need.packages[0]} ({need.why})" for need in fatal)
         print(f"setup: {target} can't go on without {what}; as root: apt-get install {names}", file=sys.stderr)
         return 1
-    say(f"going on without {names}; what needs them is left out (as root: apt-get install {names})")
+    say(f"going on without {names}; what needs it is left out (as root: apt-get install {names})")
     return 0
 
 
@@ -164,7 +165,7 @@ def _apt_install(apt: list[str], needs: list[Need]) -> None:
     command = [*apt, "-qq", "-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"]
     chosen = {need: _candidate(need) for need in needs}
     updated = False
-    if None in chosen.values():
+    if None in chosen.values() and not _lists_are_new():
         updated = _apt_update(command)
         chosen = {need: _candidate(need) for need in needs}
     packages = {name: need.why for need, name in chosen.items() if name}
@@ -178,6 +179,16 @@ def _apt_install(apt: list[str], needs: list[Need]) -> None:
         status, output = _quiet(install)
     if status:
         print(output, file=sys.stderr)
+
+
+def _lists_are_new() -> bool:
+    """Whether apt-get update ran within a day; then what apt does not know, this release does not have."""
+    lists = Path("/var/lib/apt/lists")
+    try:
+        age = time.time() - (lists / "partial").stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return age < 24 * 3600 and any(lists.glob("*_Packages*"))
 
 
 def _apt_update(command: list[str]) -> bool:

@@ -67,10 +67,17 @@ def test_as_user_tells_of_failure_and_signals(as_user: AsUser) -> None:
 
 @pytest.mark.root
 def test_as_user_leaves_no_process_behind(as_user: AsUser) -> None:
-    name = f"unionfs{os.getpid()}"
-    code = "import subprocess, sys; subprocess.Popen(['sleep', '300'], executable='/bin/sleep'); print('left')"
-    assert as_user.python(code.replace("'sleep'", f"'{name}'", 1)).stdout == "left\n"
-    assert subprocess.run(["pgrep", "-f", name], capture_output=True).returncode == 1
+    name = f"left-behind-{os.getpid()}"
+    code = "import subprocess, sys; subprocess.Popen([sys.argv[1], '300'], executable='/bin/sleep'); print('left')"
+    assert as_user.python(code, name).stdout == "left\n"
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if name.encode() in _read(path)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 @pytest.mark.root
