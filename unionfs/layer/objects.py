@@ -1,0 +1,176 @@
+"""The objects of a layer in memory, with what POSIX asks of each: times, link counts, attributes."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+import time
+
+from unionfs.layer.pages import Pages, error
+from unionfs.layer.protocol import DT_CHR, DT_WHT, NO_MARKS
+
+NAME_MAX = 255
+PAGE = Pages.SIZE
+
+_SPACES = (b"user.", b"trusted.", b"security.")
+_ACLS = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})
+_CAPABILITY = b"security.capability"
+
+# Over all layers of the process, so that an inode number tells one object from every other.
+_inos = itertools.count(2)
+
+
+class Object:
+    """An object that is not a directory, a regular file or a symbolic link; and what those have in common."""
+
+    __slots__ = ("atime", "ctime", "gid", "ino", "marks", "mode", "mtime", "nlink", "rdev", "uid", "xattrs")
+
+    def __init__(self, mode: int, rdev: int = 0) -> None:
+        self.ino = next(_inos)
+        self.mode = mode
+        self.uid = os.geteuid()
+        self.gid = os.getegid()
+        self.nlink = 1
+        self.rdev = rdev
+        self.atime = self.mtime = self.ctime = time.time_ns()
+        self.xattrs: dict[bytes, bytes] = {}
+        self.marks = NO_MARKS
+
+    @property
+    def size(self) -> int:
+        return 0
+
+    @property
+    def blocks(self) -> int:
+        return 0
+
+    def changed(self, data: bool = False) -> None:
+        self.ctime = time.time_ns()
+        if data:
+            self.mtime = self.ctime
+
+    def drop_privileges(self, by_write: bool) -> None:
+        """Who writes a file, or gives it away, takes its power from it (chown(2), capabilities(7))."""
+        self.xattrs.pop(_CAPABILITY, None)
+        if by_write and os.geteuid() == 0:
+            return
+        self.mode &= ~stat.S_ISUID
+        if self.mode & stat.S_IXGRP:
+            self.mode &= ~stat.S_ISGID
+
+    def stat(self, dev: int) -> os.stat_result:
+        times = (self.atime, self.mtime, self.ctime)
+        return os.stat_result(
+            (
+                self.mode,
+                self.ino,
+                dev,
+                self.nlink,
+                self.uid,
+                self.gid,
+                self.size,
+                *[at // 1_000_000_000 for at in times],
+                *[at / 1e9 for at in times],
+                *times,
+                PAGE,
+                self.blocks,
+                self.rdev,
+            )
+        )
+
+
+class DirObject(Object):
+    __slots__ = ("entries", "parent")
+
+    def __init__(self, mode: int, parent: DirObject | None) -> None:
+        super().__init__(stat.S_IFDIR | stat.S_IMODE(mode))
+        self.nlink = 2
+        self.entries: dict[bytes, Object] = {}
+        self.parent = parent
+
+    @property
+    def size(self) -> int:
+        return PAGE
+
+    def within(self, other: Object) -> bool:
+        """Whether this directory is ``other`` or stands below it."""
+        at: DirObject | None = self
+        while at is not None:
+            if at is other:
+                return True
+            at = at.parent
+        return False
+
+
+class SymlinkObject(Object):
+    __slots__ = ("target",)
+
+    def __init__(self, target: bytes) -> None:
+        super().__init__(stat.S_IFLNK | 0o777)
+        self.target = target
+
+    @property
+    def size(self) -> int:
+        return len(self.target)
+
+
+class FileObject(Object):
+    __slots__ = ("pages",)
+
+    def __init__(self, mode: int) -> None:
+        super().__init__(mode)
+        self.pages = Pages()
+
+    @property
+    def size(self) -> int:
+        return self.pages.length
+
+    @property
+    def blocks(self) -> int:
+        return self.pages.count * (PAGE // 512)
+
+
+def set_attributes(
+    node: Object, mode: int | None, uid: int | None, gid: int | None, times: tuple[int, int] | None
+) -> None:
+    if mode is not None and isinstance(node, SymlinkObject):
+        raise error(errno.EOPNOTSUPP)
+    if uid is not None or gid is not None:
+        node.uid = node.uid if uid is None else uid
+        node.gid = node.gid if gid is None else gid
+        if not isinstance(node, DirObject):
+            node.drop_privileges(by_write=False)
+    if mode is not None:
+        node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(mode)
+    if times is not None:
+        node.atime, node.mtime = times
+    node.changed()
+
+
+def kind_of(node: Object) -> int:
+    dt = node.mode >> 12
+    return DT_WHT if dt == DT_CHR and not node.rdev else dt
+
+
+def check_key(key: bytes) -> None:
+    """The rules of xattr(7) for names."""
+    if key in _ACLS:
+        return
+    if not key.startswith(_SPACES):
+        raise error(errno.EOPNOTSUPP, key)
+    if key in _SPACES:
+        raise error(errno.EINVAL, key)
+    if len(key) > NAME_MAX:
+        raise error(errno.ERANGE, key)
+
+
+def check_replaceable(node: Object, other: Object, name: bytes) -> None:
+    if isinstance(node, DirObject):
+        if not isinstance(other, DirObject):
+            raise error(errno.ENOTDIR, name)
+        if other.entries:
+            raise error(errno.ENOTEMPTY, name)
+    elif isinstance(other, DirObject):
+        raise error(errno.EISDIR, name)
