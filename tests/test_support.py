@@ -150,4 +150,4 @@ def test_warnings_fail_and_so_do_skips_where_all_is_required(scratch: Path, requ
     )
     assert counts in done.stdout, done.stdout
     assert "lacks no-such-program" in done.stdout
-    assert done.stdout.count("UNIONFS_REQUIRE_ALL is set") == (3 if require_all else 0)
+    assert ("UNIONFS_REQUIRE_ALL is set" in done.stdout) == bool(require_all)
