@@ -25,14 +25,15 @@ HEAVY = {
     "xml",
 }
 
-MAX_MODULES = 150
-"""How many `import unionfs` may load, beyond a bare interpreter's: ours, attrs, xxhash, and what they use."""
+MAX_MODULES = 130
+"""How many modules of others `import unionfs` may load, beyond a bare interpreter's: attrs (60), xxhash, the library's."""
 
 IMPORT = """
 import json, sys, time
 before = set(sys.modules)
 start = time.perf_counter()
 import unionfs
+unionfs.UnionFS    # the core itself, should it be loaded on demand
 elapsed = time.perf_counter() - start
 print(json.dumps([sorted(set(sys.modules) - before), elapsed]))
 """
@@ -60,7 +61,7 @@ def test_import_unionfs_is_light() -> None:
     assert "unionfs" in modules
     assert not {name.partition(".")[0] for name in modules} & OPTIONAL
     assert not set(modules) & HEAVY
-    assert len(modules) <= MAX_MODULES
+    assert len([name for name in modules if name.partition(".")[0] != "unionfs"]) <= MAX_MODULES
 
 
 def test_every_module_can_be_the_first_one_imported() -> None:
