@@ -26,7 +26,7 @@ HEAVY = {
 }
 
 MAX_MODULES = 130
-"""How many modules of others `import unionfs` may load, beyond a bare interpreter's: attrs (60), xxhash, the library's."""
+"""What `import unionfs` may load besides our own modules and a bare interpreter's: attrs (60 modules), xxhash, os …"""
 
 IMPORT = """
 import json, sys, time
