@@ -63,6 +63,8 @@ class Marks:
     """The inode number that this object had before its copy-up (ours; see docs/format.md)."""
     nlink: bytes | None = None
     """overlayfs's record of the union's link count ("index")."""
+    origin: bytes | None = None
+    """The file handle of the lower object that this is a copy of; written for hard links ("index")."""
 
 
 NO_MARKS = Marks()

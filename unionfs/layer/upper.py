@@ -319,13 +319,6 @@ class UpperDirectory(DirectoryLayer):
             if old.get(mark) != value:
                 self._set_mark(path, mark, value)
 
-    def add_marks(self, d: LayerDir, name: bytes, values: dict[bytes, bytes]) -> None:
-        """Write marks on an entry that is known to have none yet."""
-        fd = self.fd(d)
-        path = self.proc(fd, name)
-        for mark, value in values.items():
-            self._set_mark(path, mark, value)
-
     def _set_mark(self, path: bytes, mark: bytes, value: bytes) -> None:
         try:
             os.setxattr(path, self._key(mark), value, follow_symlinks=False)
@@ -334,11 +327,6 @@ class UpperDirectory(DirectoryLayer):
             if mark != whiteout.INO or error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
                 raise
             log.debug("%s: no room for an inode number, it changes at the next mount", path)
-
-    def set_origin(self, d: LayerDir, name: bytes, handle: bytes) -> None:
-        """Record the origin of a copied-up hard link, which overlayfs checks when it reads the index."""
-        fd = self.fd(d)
-        os.setxattr(self.proc(fd, name), self._key(whiteout.ORIGIN), handle, follow_symlinks=False)
 
     def sync(self) -> None:
         if not self.volatile:
@@ -388,9 +376,6 @@ class UpperDirectory(DirectoryLayer):
             raw = os.fsencode(key)
             if not (whiteout.is_private(raw) and whiteout.unescape(raw) is None):
                 os.setxattr(fresh._upper_lock.n, key, os.getxattr(root.n, key))
-        ino = self.marks(self.root, b".").ino
-        if ino is not None:
-            os.setxattr(fresh._upper_lock.n, self._key(whiteout.INO), b"%x" % ino)
         fresh.overrides = self.overrides
         fresh._sign(fresh._upper_lock.n)
         os.utime(fresh._upper_lock.n, ns=(st.st_atime_ns, st.st_mtime_ns))

@@ -87,6 +87,7 @@ def decode(values: dict[bytes, bytes]) -> Marks:
         metacopy=METACOPY in values,
         ino=ino,
         nlink=values.get(NLINK),
+        origin=values.get(ORIGIN) or None,
     )
 
 
@@ -103,4 +104,6 @@ def encode(marks: Marks) -> dict[bytes, bytes]:
         values[INO] = b"%x" % marks.ino
     if marks.nlink is not None:
         values[NLINK] = marks.nlink
+    if marks.origin is not None:
+        values[ORIGIN] = marks.origin
     return values

@@ -1,0 +1,1 @@
+"""How layers become one tree: precedence, nodes, operations, copy-up, diff, commit, and the path API."""

@@ -1,0 +1,268 @@
+"""Copy-up: an object moves to the upper, all of it or nothing.
+
+Everything is staged in the work directory and renamed into place; a crash at any point leaves the old object or the new
+one (overlayfs.rst, "Non-directories", "metadata only copy up", "index"). Data are copied without holding the tree's lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import threading
+from typing import TYPE_CHECKING
+
+import attrs
+
+from unionfs._sys.data import copy_data, write_all
+from unionfs.layer.protocol import DT_LNK, DT_REG, Layer, LayerDir, LayerFile, Marks, WritableLayer
+from unionfs.union.node import DirNode, FileNode
+
+if TYPE_CHECKING:
+    from unionfs.union.tree import Tree
+
+log = logging.getLogger(__name__)
+
+_CHUNK = 1 << 20
+# Attributes that a file system or an unprivileged process may not be able to hold; all else must be copied.
+_OPTIONAL = (b"trusted.", b"security.", b"system.nfs4_acl", b"btrfs.")
+
+
+def copy_file(src: LayerFile, dst: LayerFile, limit: int | None = None) -> None:
+    """Copy the data, holes kept, at most ``limit`` bytes of them; ``dst`` is a new file, or has the source's size."""
+    st = src.stat()
+    here, there = src.fileno(), dst.fileno()
+    if here is not None and there is not None:
+        copy_data(here, there, st, limit)
+        return
+    size = st.st_size if limit is None else min(limit, st.st_size)
+    position = 0
+    while position < size:
+        try:
+            position = src.seek(position, os.SEEK_DATA)
+            end = min(src.seek(position, os.SEEK_HOLE), size)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            break
+        while position < end:
+            block = src.pread(min(_CHUNK, end - position), position)
+            if not block:
+                break
+            if there is not None:
+                write_all(there, block, position)
+            else:
+                dst.pwrite(block, position)
+            position += len(block)
+    dst.truncate(size)
+
+
+def copy_metadata(
+    layer: Layer, d: LayerDir, name: bytes, st: os.stat_result, upper: WritableLayer, d2: LayerDir, name2: bytes
+) -> None:
+    """Owner, permissions, attributes (ACLs and capabilities among them) and times, in the order that keeps them."""
+    upper.setattr(d2, name2, uid=st.st_uid, gid=st.st_gid)
+    if not stat.S_ISLNK(st.st_mode):
+        upper.setattr(d2, name2, mode=stat.S_IMODE(st.st_mode))
+    for key in layer.listxattr(d, name):
+        try:
+            upper.setxattr(d2, name2, key, layer.getxattr(d, name, key))
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENODATA, errno.EACCES):
+                raise
+            if not key.startswith(_OPTIONAL):
+                raise
+            log.warning("%s: attribute %s can't be kept: %s", name, key, error.strerror)
+    upper.setattr(d2, name2, times=(st.st_atime_ns, st.st_mtime_ns))
+
+
+def copy_up_dir(tree: Tree, d: DirNode) -> LayerDir:
+    """The directory's place in the upper, made if need be, with all above it. The tree's lock is held."""
+    upper = tree.upper
+    assert upper is not None
+    sources = tree.sources(d)
+    if sources[0].layer is upper:
+        return sources[0]
+    assert d.parent is not None
+    parent = copy_up_dir(tree, d.parent)
+    home, lname = tree.home_of(d)
+    st = home.layer.stat(home, lname)
+    temp = upper.temp_name()
+    with _staged(upper, temp):
+        upper.mkdir(upper.staging, temp, 0o700)
+        upper.set_marks(upper.staging, temp, Marks(ino=d.ino))
+        copy_metadata(home.layer, home, lname, st, upper, upper.staging, temp)
+        _publish(tree, temp, parent, d.name)
+    place = parent.child(d.name)
+    sources.insert(0, place)
+    tree.shadow(d).clear()
+    tree.shadow(d.parent).add(d.name)
+    tree.touched(d)
+    return place
+
+
+class _staged:
+    """What is staged under ``temp`` goes when the step fails."""
+
+    def __init__(self, upper: WritableLayer, temp: bytes) -> None:
+        self.upper, self.temp = upper, temp
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            try:
+                self.upper.clear(self.upper.staging, self.temp)
+            except OSError as second:
+                if second.errno != errno.ENOENT:
+                    log.warning("staging not cleared: %s", second)
+
+
+def _publish(tree: Tree, temp: bytes, parent: LayerDir, name: bytes) -> None:
+    """Move the staged object into place; a copy-up does not show in the directory's times."""
+    upper = tree.upper
+    assert upper is not None
+    before = upper.stat(parent, b".")
+    upper.rename(upper.staging, temp, parent, name)
+    upper.setattr(parent, b".", times=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def copy_up_file(tree: Tree, n: FileNode, *, data: bool = True, limit: int | None = None) -> None:
+    """Make the upper hold ``n``; its bytes too where ``data``, at most ``limit`` of them."""
+    while not _is_done(tree, n, data):
+        with tree.lock:
+            if n.busy is None:
+                n.busy = threading.Lock()
+            busy = n.busy
+        with busy:
+            if _is_done(tree, n, data):
+                return
+            if n.home.layer is tree.upper:
+                _complete(tree, n, limit)
+            elif not _copy_up(tree, n, data, limit):
+                continue
+        return
+
+
+def _is_done(tree: Tree, n: FileNode, data: bool) -> bool:
+    if n.home.layer is not tree.upper:
+        return False
+    return not data or n.kind != DT_REG or tree.data_of(n) is None
+
+
+def _copy_up(tree: Tree, n: FileNode, data: bool, limit: int | None) -> bool:
+    """One try; ``False`` when the upper was frozen meanwhile."""
+    upper = tree.upper
+    assert upper is not None
+    home, lname = n.home, n.lname
+    st = home.layer.stat(home, lname)
+    temp = upper.temp_name()
+    with _staged(upper, temp):
+        bytes_at = tree.data_of(n) or (home, lname) if n.kind == DT_REG else None
+        copies = data or not tree.metacopy or st.st_size == 0 or n.dead
+        if n.kind == DT_REG:
+            assert bytes_at is not None
+            file = upper.create(upper.staging, temp, 0o600)
+            if st.st_size == 0 or limit == 0:
+                pass
+            elif copies:
+                source = bytes_at[0].layer.open(*bytes_at, os.O_RDONLY)
+                copy_file(source, file, limit)
+                source.close()
+                if not upper.volatile:
+                    file.fsync()
+            else:
+                file.truncate(st.st_size)
+            file.close()
+        elif n.kind == DT_LNK:
+            upper.symlink(upper.staging, temp, home.layer.readlink(home, lname))
+        else:
+            upper.mknod(upper.staging, temp, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev)
+        marks = Marks(ino=n.ino, metacopy=not copies)
+        if not copies:
+            marks = attrs.evolve(marks, redirect=_redirect(tree, n, bytes_at))
+        upper.set_marks(upper.staging, temp, marks)
+        copy_metadata(home.layer, home, lname, st, upper, upper.staging, temp)
+        with tree.lock:
+            if upper is not tree.upper:
+                upper.clear(upper.staging, temp)
+                return False
+            _settle(tree, n, temp, None if copies else bytes_at)
+    return True
+
+
+def _redirect(tree: Tree, n: FileNode, bytes_at: tuple[LayerDir, bytes] | None) -> bytes | None:
+    """Where the layers below have the bytes, if the name alone does not say it: of a hard link, which moves to the index."""
+    if n.names is None or n.parent is None:
+        return None
+    return tree.lower_path(n.parent) + b"/" + n.name
+
+
+def _settle(tree: Tree, n: FileNode, temp: bytes, data: tuple[LayerDir, bytes] | None) -> None:
+    """The staged copy takes the node's place. The tree's lock is held."""
+    upper = tree.upper
+    assert upper is not None
+    nlink = tree.stat(n).st_nlink
+    if n.dead or n.parent is None:
+        # Open, but without a name: so is the copy.
+        files = [(opened, upper.open(upper.staging, temp, opened.flags & os.O_ACCMODE)) for opened in n.open or ()]
+        upper.unlink(upper.staging, temp)
+        n.home, n.lname, n.data = upper.staging, temp, None
+    else:
+        parent = copy_up_dir(tree, n.parent)
+        if n.names is None:
+            _publish(tree, temp, parent, n.name)
+            n.home, n.lname, n.data = parent, n.name, data
+        else:
+            tree.links.copied_up(n, temp, parent, nlink, data, _publish)
+        tree.shadow(n.parent).add(n.name)
+        files = [(opened, tree.open_data(n, os.O_RDONLY)) for opened in n.open or ()]
+    for opened, file in files:
+        opened.switch(file)
+    tree.touched(n)
+
+
+def _complete(tree: Tree, n: FileNode, limit: int | None) -> None:
+    """Bring the bytes to a metacopy in the upper: it stays a metacopy until they are all there."""
+    upper = tree.upper
+    assert upper is not None
+    found = tree.data_of(n)
+    if found is None or n.dead:
+        return
+    file = upper.open(n.home, n.lname, os.O_RDWR)
+    st = file.stat()
+    if limit != 0:
+        source = found[0].layer.open(*found, os.O_RDONLY)
+        copy_file(source, file, limit)
+        source.close()
+        if not upper.volatile:
+            file.fsync()
+    file.setattr(times=(st.st_atime_ns, st.st_mtime_ns))
+    with tree.lock:
+        marks = upper.marks(n.home, n.lname)
+        upper.set_marks(n.home, n.lname, attrs.evolve(marks, metacopy=False, redirect=None))
+        n.data = None
+        for opened in n.open or ():
+            opened.switch(upper.open(n.home, n.lname, os.O_RDONLY))
+        tree.touched(n)
+
+
+def stage_area(upper: WritableLayer, like: LayerDir) -> tuple[LayerDir, bytes | None]:
+    """A directory in staging whose new entries inherit what those of ``like`` would: group and default ACL.
+
+    Answers the directory and the name to clear afterwards, if one was made.
+    """
+    st = upper.stat(like, b".")
+    acl = b"system.posix_acl_default"
+    has_acl = acl in upper.listxattr(like, b".")
+    if not has_acl and not st.st_mode & stat.S_ISGID:
+        return upper.staging, None
+    temp = upper.temp_name()
+    area = upper.mkdir(upper.staging, temp, 0o700)
+    upper.setattr(area, b".", mode=stat.S_IMODE(st.st_mode) | 0o700, gid=st.st_gid)
+    if has_acl:
+        upper.setxattr(area, b".", acl, upper.getxattr(like, b".", acl))
+    return area, temp
+

@@ -1,0 +1,425 @@
+"""The tree, read: nodes, lookups, metadata, data."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable, Sequence
+
+from unionfs.layer.protocol import DT_DIR, DT_LNK, DT_REG, Layer, LayerDir, LayerFile, WritableLayer
+from unionfs.union.handle import Handle
+from unionfs.union.identity import Numbers, numbered
+from unionfs.union.links import Links
+from unionfs.union.node import DirNode, FileNode, Node, Opened, Unknown
+from unionfs.union.pathcache import PathCache
+from unionfs.union.resolve import Code, Resolver, kind_of, merge, places, put_upper
+
+NAME_MAX = 255
+_MAX_SYMLINKS = 40
+
+
+def fail(number: int, *names: bytes) -> OSError:
+    """The ``OSError`` of this errno."""
+    return OSError(number, os.strerror(number), *names)
+
+
+class TreeReader:
+    """Lookup, metadata, reading: what a read-only tree can do. ``Tree`` adds the changes.
+
+    The lifecycle of a node: ``lookup`` makes it the first time somebody asks for the name, and every later ``lookup`` of any
+    of its names answers the same object; it keeps its ``ino`` through copy-up, rename and commit. An ``unlink`` of the last
+    name leaves it ``dead``, alive only for those who have it open.
+
+        root = tree.root
+        etc = tree.lookup(root, b"etc")
+        hosts = tree.lookup(etc, b"hosts")
+        tree.stat(hosts).st_size
+        handle = tree.open(hosts, os.O_RDONLY)
+        handle.pread(100, 0)
+        handle.close()
+
+    Names are bytes. Errors are ``OSError``. Threads may share a tree: what changes the tree holds ``lock``, what only reads
+    goes without where it can.
+    """
+
+    def __init__(
+        self,
+        lowers: Sequence[Layer],
+        upper: WritableLayer | None = None,
+        *,
+        redirect_dir: bool = True,
+        metacopy: bool = True,
+    ) -> None:
+        layers: list[Layer] = [*([upper] if upper is not None else []), *lowers]
+        self.lock = threading.RLock()
+        self.upper = upper
+        self.redirect_dir = redirect_dir
+        self.metacopy = metacopy
+        self.resolver = Resolver(layers)
+        self.numbers = Numbers(layers)
+        self.cache = PathCache()
+        self.changes = 0
+        self.links = Links(self)
+        self._subscribers: list[Callable[[Node, bytes | None], None]] = []
+        self.root = DirNode(None, b"")
+        self.root.srcs = self.resolver.roots()
+        self.root.ino = self.numbers.root
+
+    # What is known of a node
+
+    def sources(self, d: DirNode) -> list[LayerDir]:
+        """The layer directories that merge in ``d``, topmost first."""
+        found = d.srcs
+        if found is None:
+            with self.lock:
+                if d.srcs is None:
+                    assert d.parent is not None
+                    parents = self.sources(d.parent)
+                    d.srcs = self.resolver.children(parents, d.name, [len(parents) - 1 - p for p in d.holders])
+                found = d.srcs
+        return found
+
+    def home_of(self, n: Node) -> tuple[LayerDir, bytes]:
+        """Where the node's metadata are: a directory of a layer and a name in it."""
+        if isinstance(n, FileNode):
+            return n.home, n.lname
+        assert isinstance(n, DirNode)
+        if n.srcs is None and n.parent is not None:
+            return self.sources(n.parent)[-1 - n.holders[0]], n.name
+        top = self.sources(n)[0]
+        return (top, b".") if top.parent is None else (top.parent, top.name)
+
+    def in_upper(self, n: Node) -> bool:
+        """Whether the upper has the object."""
+        return self.home_of(n)[0].layer is self.upper
+
+    def entries(self, d: DirNode) -> dict[bytes, Node | Code]:
+        """All entries of ``d``, listed on the first call."""
+        found = d.entries
+        if found is None:
+            with self.lock:
+                if d.entries is None:
+                    self._list(d)
+                found = d.entries
+                assert found is not None
+        return found
+
+    def _list(self, d: DirNode) -> None:
+        sources = self.sources(d)
+        entries: dict[bytes, Code]
+        if sources[0].layer is self.upper:
+            entries = merge(sources[1:])
+            d.shadow = put_upper(entries, sources[0].layer.scan(sources[0]), len(sources) - 1)
+        else:
+            entries = merge(sources)
+            d.shadow = set()
+        d.shadow_of = self.upper
+        d.entries = entries  # type: ignore[assignment]
+
+    def shadow(self, d: DirNode) -> set[bytes]:
+        """Names that the present upper has something for, and the layers below too."""
+        if d.shadow_of is not self.upper:
+            d.shadow = set()
+            d.shadow_of = self.upper
+        return d.shadow
+
+    # Lookup
+
+    def lookup(self, d: Node, name: bytes) -> Node:
+        """The node of ``name`` in ``d``. ``ENOENT``, ``ENOTDIR``, ``ENAMETOOLONG``."""
+        if not isinstance(d, DirNode):
+            raise fail(errno.ENOTDIR, name)
+        found = self.entries(d).get(name)
+        if isinstance(found, Node):
+            return found
+        if found is None:
+            if name == b".":
+                return d
+            if name == b"..":
+                return d if d.parent is None else d.parent
+            raise fail(errno.ENAMETOOLONG if len(name) > NAME_MAX else errno.ENOENT, name)
+        return self._node(d, name)
+
+    def _node(self, d: DirNode, name: bytes) -> Node:
+        """Make the node of an entry that nobody asked for yet."""
+        with self.lock:
+            entries = self.entries(d)
+            code = entries.get(name)
+            if code is None:
+                raise fail(errno.ENOENT, name)
+            if isinstance(code, Node):
+                return code
+            node: Node
+            if kind_of(code) == DT_DIR:
+                node = DirNode(d, name, places(code))
+                home, lname = self.home_of(node)
+                self.settle_number(node, home.layer.stat(home, lname))
+            else:
+                home = self.sources(d)[-1 - places(code)[0]]
+                changes = self.changes
+                st = home.layer.stat(home, name)
+                if st.st_nlink > 1:
+                    node = self.links.node(d, name, kind_of(code), home, name, st)
+                else:
+                    node = FileNode(d, name, kind_of(code), home, name)
+                    self.settle_number(node, st)
+                    if st.st_size and not st.st_blocks:
+                        st = self._with_blocks(node, st)
+                    if changes == self.changes:
+                        node.st = numbered(st, node.ino, self.numbers.device, 1)
+            entries[name] = node
+            return node
+
+    def settle_number(self, n: Node, st: os.stat_result) -> None:
+        """Give a new node its inode number; ``st``: what its layer says of it."""
+        home, lname = self.home_of(n)
+        if home.layer.has_inos:
+            if isinstance(n, DirNode) and n.srcs is not None:
+                home, lname = n.srcs[0], b"."
+            kept = home.layer.marks(home, lname).ino
+            if kept is not None:
+                n.ino = kept
+                return
+        n.ino = self.numbers.number(st)
+
+    def resolve(self, path: bytes, follow: bool = True, start: Node | None = None) -> Node:
+        """The node at ``path``, symbolic links resolved inside the union; the last one only where ``follow``.
+
+        ``start``: where a relative path begins; the root by default. ``ENOENT``, ``ENOTDIR``, ``ELOOP``, ``ENAMETOOLONG``.
+        """
+        if not path:
+            raise fail(errno.ENOENT, path)
+        node = self.root if start is None or path.startswith(b"/") else start
+        todo = path.split(b"/")[::-1]
+        links = 0
+        must_be_dir = not todo[0]
+        while todo:
+            name = todo.pop()
+            if not name:
+                continue
+            child = self.lookup(node, name)
+            if child.kind == DT_LNK and (follow or any(todo) or must_be_dir):
+                links += 1
+                if links > _MAX_SYMLINKS:
+                    raise fail(errno.ELOOP, path)
+                target = self.readlink(child)
+                if target.startswith(b"/"):
+                    node = self.root
+                todo += target.split(b"/")[::-1]
+                continue
+            node = child
+        if must_be_dir and node.kind != DT_DIR:
+            raise fail(errno.ENOTDIR, path)
+        return node
+
+    def resolve_parent(self, path: bytes) -> tuple[DirNode, bytes]:
+        """The directory that ``path`` names an entry of, and that name, which may not exist. Slashes at the end go.
+
+        ``EBUSY`` for the root, ``EINVAL`` where the last name is ``.``, ``ENOTEMPTY`` where it is ``..``.
+        """
+        if not path:
+            raise fail(errno.ENOENT, path)
+        parent, _, name = path.rstrip(b"/").rpartition(b"/")
+        if not name:
+            raise fail(errno.EBUSY, path)
+        if name == b".":
+            raise fail(errno.EINVAL, path)
+        if name == b"..":
+            raise fail(errno.ENOTEMPTY, path)
+        node = self.resolve(parent) if parent else self.root
+        if not isinstance(node, DirNode):
+            raise fail(errno.ENOTDIR, path)
+        return node, name
+
+    # Metadata
+
+    def stat(self, n: Node) -> os.stat_result:
+        """Metadata of ``n`` as ``lstat`` gives them. ``st_nlink`` of a merged directory is 1, as overlayfs has it."""
+        known = n.st
+        if known is not None:
+            return known
+        changes = self.changes
+        if isinstance(n, FileNode):
+            st = self._file_stat(n)
+            keep = not n.uncached
+        else:
+            st = self._dir_stat(n)
+            keep = True
+        if keep and changes == self.changes:
+            n.st = st
+        return st
+
+    def _file_stat(self, n: FileNode) -> os.stat_result:
+        if n.dead:
+            if not n.open:
+                raise fail(errno.ENOENT, n.name)
+            st = n.open[0].file.stat()
+            return numbered(st, n.ino, self.numbers.device, max(0, st.st_nlink + n.nlink_delta))
+        st = n.home.layer.stat(n.home, n.lname)
+        if st.st_size and not st.st_blocks and n.kind == DT_REG:
+            st = self._with_blocks(n, st)
+        return numbered(st, n.ino, self.numbers.device, st.st_nlink + n.nlink_delta if n.names is not None else 1)
+
+    def _with_blocks(self, n: FileNode, st: os.stat_result) -> os.stat_result:
+        """A metacopy takes the room that its bytes take below."""
+        try:
+            data = self.data_of(n)
+            if data is None:
+                return st
+            blocks = data[0].layer.stat(*data).st_blocks
+        except OSError:
+            return st  # Bytes that can't be found are an error where they are read.
+        return os.stat_result((*st[:7], *st[7:10], st.st_atime, st.st_mtime, st.st_ctime, st.st_atime_ns,
+                               st.st_mtime_ns, st.st_ctime_ns, st.st_blksize, blocks, st.st_rdev))  # fmt: skip
+
+    def _dir_stat(self, n: Node) -> os.stat_result:
+        assert isinstance(n, DirNode)
+        if n.dead:
+            raise fail(errno.ENOENT, n.name)
+        home, lname = self.home_of(n)
+        sources = n.srcs
+        if sources is None and (len(n.holders) > 1 or (home.layer.has_inos and n.parent is not None)):
+            sources = self.sources(n)  # Several have it, or it may have a redirect: does it merge?
+        st = home.layer.stat(home, lname)
+        merged = sources is not None and len(sources) > 1
+        return numbered(st, n.ino, self.numbers.device, 1 if merged else st.st_nlink)
+
+    def touched(self, n: Node) -> None:
+        """The metadata of ``n`` have changed."""
+        self.changes += 1
+        n.st = None
+        if n.keys is not None:
+            self.cache.drop(n)
+        for tell in self._subscribers:
+            tell(n, None)
+
+    def accessed(self, n: Node) -> None:
+        """The access time of ``n`` may have changed."""
+        self.changes += 1
+        n.st = None
+        if n.keys is not None:
+            self.cache.drop(n)
+
+    def listdir(self, d: DirNode) -> list[tuple[bytes, int, int]]:
+        """``(name, inode number or 0, DT_*)`` of all entries, without ``.`` and ``..``."""
+        with self.lock:
+            return [
+                (name, entry.ino, entry.kind) if isinstance(entry, Node) else (name, 0, kind_of(entry))
+                for name, entry in self.entries(d).items()
+            ]
+
+    def readlink(self, n: Node) -> bytes:
+        """The target of a symbolic link. ``EINVAL`` for anything else."""
+        if not isinstance(n, FileNode) or n.kind != DT_LNK:
+            raise fail(errno.EINVAL, n.name)
+        return n.home.layer.readlink(n.home, n.lname)
+
+    def listxattr(self, n: Node) -> list[bytes]:
+        """Names of extended attributes, overlayfs's own not among them."""
+        home, name = self.home_of(n)
+        return home.layer.listxattr(home, name)
+
+    def getxattr(self, n: Node, key: bytes) -> bytes:
+        """The value of an extended attribute. ``ENODATA``, ``EOPNOTSUPP``."""
+        home, name = self.home_of(n)
+        return home.layer.getxattr(home, name, key)
+
+    def statvfs(self) -> os.statvfs_result:
+        """Room and limits, of the upper or else the topmost layer."""
+        return self.resolver.layers[0].statvfs()
+
+    def lower_path(self, d: DirNode) -> bytes:
+        """The path of ``d`` in the layers below the upper: what a redirect says."""
+        if d.parent is None:
+            return b""
+        top = self.sources(d)[0]
+        if top.layer is self.upper:
+            redirect = top.layer.marks(top, b".").redirect
+            if redirect is not None:
+                return redirect if redirect.startswith(b"/") else self.lower_path(d.parent) + b"/" + redirect
+        return self.lower_path(d.parent) + b"/" + d.name
+
+    # Data
+
+    def data_of(self, n: FileNode) -> tuple[LayerDir, bytes] | None:
+        """Where the bytes of a metacopy are; ``None`` for a file that has its own. ``EIO`` when no layer has them."""
+        found = n.data
+        if isinstance(found, Unknown):
+            with self.lock:
+                found = n.data = self._find_data(n)
+        return found
+
+    def _find_data(self, n: FileNode) -> tuple[LayerDir, bytes] | None:
+        if n.kind != DT_REG or n.home.layer is self.resolver.layers[-1]:
+            return None
+        parent = None if n.parent is None else self.sources(n.parent)
+        below: list[LayerDir] = []
+        if parent is not None:
+            for i, source in enumerate(parent):
+                if source.layer is n.home.layer:
+                    below = parent[i + 1 :]
+                    break
+        try:
+            return self.resolver.data_of(n.home, n.lname, below)
+        except LookupError as error:
+            raise OSError(errno.EIO, str(error), n.name) from error
+
+    def open_data(self, n: FileNode, flags: int) -> LayerFile:
+        """Open the bytes of ``n`` where they are now."""
+        home, name = self.data_of(n) or (n.home, n.lname)
+        return home.layer.open(home, name, flags)
+
+    def open(self, n: Node, flags: int) -> Handle:
+        """Open a regular file; for writing, it is copied up first. Flags as open(2): access mode, ``O_TRUNC``, ``O_APPEND``.
+
+        ``EISDIR``, ``ELOOP`` (a symbolic link), ``ENXIO`` (a device, FIFO or socket: they have no bytes here), ``EROFS``.
+        """
+        if isinstance(n, DirNode):
+            raise fail(errno.EISDIR, n.name)
+        assert isinstance(n, FileNode)
+        if n.kind != DT_REG:
+            raise fail(errno.ELOOP if n.kind == DT_LNK else errno.ENXIO, n.name)
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            return self._open_to_write(n, flags)
+        while True:
+            home = n.home
+            handle = Handle(self, n, flags, self.open_data(n, os.O_RDONLY))
+            if n.home is home:
+                return handle
+            handle.close()  # Copied up in between.
+
+    def _open_to_write(self, n: FileNode, flags: int) -> Handle:
+        raise fail(errno.EROFS, n.name)
+
+    def opened(self, n: FileNode, opened: Opened) -> None:
+        """``opened`` reads or writes ``n`` from now on."""
+        with self.lock:
+            n.open = [*(n.open or ()), opened]
+
+    def released(self, n: FileNode, opened: Opened) -> None:
+        """``opened`` does so no more."""
+        with self.lock:
+            n.open = [other for other in n.open or () if other is not opened] or None
+            if opened.flags & os.O_ACCMODE != os.O_RDONLY:
+                self.touched(n)
+
+    # Life
+
+    def subscribe(self, tell: Callable[[Node, bytes | None], None]) -> None:
+        """Call ``tell(node, None)`` when a node's metadata or bytes change, ``tell(directory, name)`` when an entry does.
+
+        Called with the tree's lock held or not; it must not change the tree.
+        """
+        self._subscribers.append(tell)
+
+    def sync(self) -> None:
+        """Everything of the upper to disk."""
+        if self.upper is not None:
+            self.upper.sync()
+
+    def close(self) -> None:
+        """Let go of all layers; nothing works after it."""
+        for layer in self.resolver.layers:
+            layer.close()
+

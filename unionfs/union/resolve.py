@@ -1,0 +1,194 @@
+"""Precedence: which layer wins. Decided here and nowhere else.
+
+Rules (Documentation/filesystems/overlayfs.rst): the topmost layer that has a name wins; a whiteout hides the name in the
+layers below; directories of one name merge, until one is opaque or something else than a directory stands between; a
+redirect says under which name or path the layers below are to be asked; a metacopy's data are in the next layer below
+that has the file.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from unionfs.layer.protocol import DT_DIR, DT_REG, DT_WHT, Layer, LayerDir
+
+log = logging.getLogger(__name__)
+
+Code = int | tuple[int, ...]
+"""An entry that nobody asked for yet: ``place << 4 | DT_*``, or the places of a directory that several layers have.
+
+A place counts from the bottom of the directory's sources, so that a new upper on top does not move it.
+"""
+
+
+class Resolver:
+    """The stack of layers, topmost first, and the rules."""
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = list(layers)
+        self._depth = {id(layer): i for i, layer in enumerate(reversed(self.layers))}
+
+    def push(self, layer: Layer) -> None:
+        """Put ``layer`` on top."""
+        self._depth[id(layer)] = len(self.layers)
+        self.layers.insert(0, layer)
+
+    def roots_below(self, layer: Layer) -> list[LayerDir]:
+        """The roots of the layers below ``layer``."""
+        depth = self._depth[id(layer)]
+        return [lower.root for lower in self.layers[len(self.layers) - depth :]]
+
+    def roots(self) -> list[LayerDir]:
+        """The directories that merge in the union's root: down to the first opaque root."""
+        found: list[LayerDir] = []
+        for layer in self.layers:
+            found.append(layer.root)
+            if layer.marks(layer.root, b".").opaque:
+                break
+        return found
+
+    def children(self, parents: Sequence[LayerDir], name: bytes, holders: Iterable[int] | None = None) -> list[LayerDir]:
+        """The directories that merge in the directory ``name`` of ``parents`` (a finished stack), topmost first.
+
+        ``holders``: positions in ``parents`` that are known to have ``name`` as a directory, as far as it merges;
+        ``None``: ask each. Empty where ``name`` is no directory.
+        """
+        found: list[LayerDir] = []
+        for i in range(len(parents)) if holders is None else holders:
+            parent = parents[i]
+            layer = parent.layer
+            if holders is None:
+                kind = layer.kind(parent, name)
+                if kind is None:
+                    continue
+                if kind != DT_DIR:
+                    break
+            child = parent.child(name)
+            found.append(child)
+            if layer is self.layers[-1]:
+                break  # Nothing below to be opaque or redirected to.
+            marks = layer.marks(child, b".")
+            if marks.opaque:
+                break
+            if marks.redirect is not None:
+                found += self.redirected(marks.redirect, layer, parents[i + 1 :])
+                break
+        return found
+
+    def redirected(self, redirect: bytes, layer: Layer, below: Sequence[LayerDir]) -> list[LayerDir]:
+        """What merges below a directory of ``layer`` with this redirect; ``below``: its parent's lower directories."""
+        if redirect.startswith(b"/"):
+            return self.walk(self.roots_below(layer), redirect)
+        if _is_plain(redirect):
+            return self.children(below, redirect)
+        log.warning("%s: invalid redirect %r ignored", layer.label, redirect)
+        return []
+
+    def walk(self, dirs: list[LayerDir], path: bytes) -> list[LayerDir]:
+        """The directories that merge at ``path`` below the stack ``dirs``. Empty where there is no such directory."""
+        for name in path.split(b"/"):
+            if not name:
+                continue
+            if not _is_plain(name):
+                log.warning("invalid redirect %r ignored", path)
+                return []
+            dirs = self.children(dirs, name)
+        return dirs
+
+    def data_of(self, home: LayerDir, name: bytes, below: Sequence[LayerDir]) -> tuple[LayerDir, bytes] | None:
+        """Where the bytes of the regular file ``name`` in ``home`` are, if not there: of a metacopy.
+
+        ``below``: the directories that merge below ``home``. Raises ``LookupError`` when no layer has them.
+        """
+        at, at_name = home, name
+        for _ in range(len(self.layers) + 1):
+            marks = at.layer.marks(at, at_name)
+            if not marks.metacopy:
+                return None if at is home and at_name == name else (at, at_name)
+            redirect = marks.redirect
+            if redirect is not None and redirect.startswith(b"/"):
+                parent, _, at_name = redirect.rpartition(b"/")
+                below = self.walk(self.roots_below(at.layer), parent)
+            elif redirect is not None:
+                at_name = redirect
+            if not _is_plain(at_name):
+                break
+            step = self._next_regular(below, at_name)
+            if step is None:
+                break
+            at, below = below[step], below[step + 1 :]
+        raise LookupError(f"no layer below {home.layer.label} has the data of {name!r}")
+
+    @staticmethod
+    def _next_regular(dirs: Sequence[LayerDir], name: bytes) -> int | None:
+        for i, d in enumerate(dirs):
+            kind = d.layer.kind(d, name)
+            if kind is not None:
+                return i if kind == DT_REG else None
+        return None
+
+
+def _is_plain(name: bytes) -> bool:
+    return name not in (b"", b".", b"..") and b"/" not in name
+
+
+def merge(sources: Sequence[LayerDir]) -> dict[bytes, Code]:
+    """The entries of the directory that these merge in: what is visible, and in which places."""
+    if not sources:
+        return {}
+    place = len(sources) - 1
+    merged: dict[bytes, Code] = {}
+    closed: set[bytes] = set()
+    hidden: list[bytes] = []
+    for source in sources:
+        entries = source.layer.scan(source)
+        if DT_WHT in entries.values():
+            hidden += [name for name, kind in entries.items() if kind == DT_WHT and name not in merged]
+        if not merged:
+            merged = {name: place << 4 | kind for name, kind in entries.items()} if place else dict(entries)
+        else:
+            _add(merged, entries, place, closed)
+        place -= 1
+    for name in hidden:
+        del merged[name]
+    return merged
+
+
+def _add(merged: dict[bytes, Code], entries: dict[bytes, int], place: int, closed: set[bytes]) -> None:
+    """What stands below ``merged``; ``closed``: directories that merge with nothing further down."""
+    for name, kind in entries.items():
+        found = merged.get(name)
+        if found is None:
+            merged[name] = place << 4 | kind
+        elif isinstance(found, tuple) or found & 15 == DT_DIR:
+            if kind != DT_DIR:
+                closed.add(name)
+            elif name not in closed:
+                merged[name] = (*places(found), place)
+
+
+def places(code: Code) -> tuple[int, ...]:
+    """The places that have the entry, topmost first."""
+    return code if isinstance(code, tuple) else (code >> 4,)
+
+
+def kind_of(code: Code) -> int:
+    """``DT_*`` of the entry."""
+    return DT_DIR if isinstance(code, tuple) else code & 15
+
+
+def put_upper(merged: dict[bytes, Code], upper: dict[bytes, int], place: int) -> set[bytes]:
+    """Lay the upper's entries over what its lowers show. The names for which both have something are the answer."""
+    shadow: set[bytes] = set()
+    for name, kind in upper.items():
+        below = merged.get(name)
+        if below is not None:
+            shadow.add(name)
+        if kind == DT_WHT:
+            merged.pop(name, None)
+        elif kind == DT_DIR and below is not None and kind_of(below) == DT_DIR:
+            merged[name] = (place, *places(below))
+        else:
+            merged[name] = place << 4 | kind
+    return shadow

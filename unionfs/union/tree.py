@@ -1,0 +1,643 @@
+"""The tree: every operation on (directory node, name) or on an open handle. All doors come through here."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import attrs
+
+from unionfs._sys.umask import umask
+from unionfs.layer.protocol import DT_CHR, DT_DIR, DT_LNK, DT_REG, Layer, LayerDir, LayerFile, Marks, WritableLayer
+from unionfs.types import RENAME_EXCHANGE, RENAME_NOREPLACE
+from unionfs.union.copyup import copy_up_dir, copy_up_file, stage_area
+from unionfs.union.handle import Handle
+from unionfs.union.node import DirNode, FileNode, Node
+from unionfs.union.reader import NAME_MAX, TreeReader, fail
+
+RENAME_WHITEOUT = 4
+
+T = TypeVar("T")
+
+
+class Tree(TreeReader):
+    """One tree from many layers, with changes in the upper: what every door of a union opens on.
+
+    See ``TreeReader`` for nodes and reading. Without an upper, every change raises ``EROFS``. A change holds ``lock``; data
+    are copied up without it. Each change is on disk in one step: a process that is killed leaves the old state or the new.
+
+        node, handle = tree.create(etc, b"motd", 0o644, os.O_WRONLY)
+        handle.pwrite(b"hello", 0)
+        handle.close()
+        tree.rename(etc, b"motd", tree.root, b"motd")
+        tree.unlink(tree.root, b"motd")
+
+    ``uid`` and ``gid``: the owner of a new object and, with them, its exact mode; without, it belongs to this process
+    and the umask applies, as for ``os.open``.
+    """
+
+    def __init__(
+        self,
+        lowers: Sequence[Layer],
+        upper: WritableLayer | None = None,
+        *,
+        redirect_dir: bool = True,
+        metacopy: bool = True,
+    ) -> None:
+        super().__init__(lowers, upper, redirect_dir=redirect_dir, metacopy=metacopy)
+        self._umask = umask()
+
+    def writable(self) -> WritableLayer:
+        """The upper. ``EROFS`` if there is none."""
+        if self.upper is None:
+            raise fail(errno.EROFS)
+        return self.upper
+
+    # New entries
+
+    def create(
+        self, d: DirNode, name: bytes, mode: int, flags: int, uid: int | None = None, gid: int | None = None
+    ) -> tuple[FileNode, Handle]:
+        """A new regular file, open. ``flags``: the handle's access mode and ``O_APPEND``. ``EEXIST`` if the name is taken."""
+        upper = self.writable()
+        mode &= 0o7777
+
+        def make(parent: LayerDir, at: bytes) -> LayerFile:
+            return upper.create(parent, at, mode)
+
+        with self.lock:
+            home, file = self._new(d, name, make, mode, uid, gid)
+            node = FileNode(d, name, DT_REG, home, name)
+            node.data = None
+            self._enter(d, name, node)
+            if flags & os.O_APPEND:
+                file = upper.open(home, name, flags & (os.O_ACCMODE | os.O_APPEND))
+            return node, Handle(self, node, flags, file)
+
+    def mkdir(self, d: DirNode, name: bytes, mode: int, uid: int | None = None, gid: int | None = None) -> DirNode:
+        """A new directory. ``EEXIST``."""
+        upper = self.writable()
+        mode &= 0o7777
+
+        def make(parent: LayerDir, at: bytes) -> None:
+            upper.mkdir(parent, at, mode)
+
+        with self.lock:
+            home, _ = self._new(d, name, make, mode, uid, gid, directory=True)
+            node = DirNode(d, name)
+            node.srcs = [home.child(name)]
+            node.entries = {}
+            node.shadow_of = upper
+            self._enter(d, name, node)
+            return node
+
+    def mknod(
+        self, d: DirNode, name: bytes, mode: int, rdev: int = 0, uid: int | None = None, gid: int | None = None
+    ) -> FileNode:
+        """A new regular file, FIFO, socket or device. ``EEXIST``; ``EPERM`` for a device 0:0, which is a whiteout."""
+        upper = self.writable()
+        kind = (stat.S_IFMT(mode) or stat.S_IFREG) >> 12
+        if kind in (DT_DIR, DT_LNK):
+            raise fail(errno.EINVAL, name)
+        if kind == DT_CHR and rdev == 0:
+            raise fail(errno.EPERM, name)
+
+        def make(parent: LayerDir, at: bytes) -> None:
+            if kind == DT_REG:
+                upper.create(parent, at, mode & 0o7777).close()
+            else:
+                upper.mknod(parent, at, mode, rdev)
+
+        with self.lock:
+            home, _ = self._new(d, name, make, mode & 0o7777, uid, gid)
+            node = FileNode(d, name, kind, home, name)
+            node.data = None
+            self._enter(d, name, node)
+            return node
+
+    def symlink(
+        self, d: DirNode, name: bytes, target: bytes, uid: int | None = None, gid: int | None = None
+    ) -> FileNode:
+        """A new symbolic link. ``EEXIST``, ``ENAMETOOLONG``."""
+        upper = self.writable()
+
+        def make(parent: LayerDir, at: bytes) -> None:
+            upper.symlink(parent, at, target)
+
+        with self.lock:
+            home, _ = self._new(d, name, make, None, uid, gid)
+            node = FileNode(d, name, DT_LNK, home, name)
+            node.data = None
+            self._enter(d, name, node)
+            return node
+
+    def link(self, n: Node, d: DirNode, name: bytes) -> None:
+        """One name more for ``n``. ``EEXIST``; ``EPERM`` for a directory; ``ENOENT`` if it has no name left."""
+        upper = self.writable()
+        if not isinstance(n, FileNode):
+            raise fail(errno.EPERM, n.name)
+        copy_up_file(self, n, data=not self.metacopy)
+        with self.lock:
+            self._check_new(d, name)
+            if n.dead or n.parent is None:
+                raise fail(errno.ENOENT, name)
+            self._in_upper_by_name(n, n.parent, n.name)
+            self._fix_metacopy(n)
+            home, _ = self._new(
+                d, name, lambda parent, at: upper.link(n.home, n.lname, parent, at), None, None, None
+            )
+            self.links.new_link(n)
+            n.add_name(d, name, True)
+            self._put(d, name, n)
+            self.touched(n)
+
+    def _check_new(self, d: DirNode, name: bytes) -> None:
+        if d.dead:
+            raise fail(errno.ENOENT, name)
+        if name in (b"", b".", b".."):
+            raise fail(errno.EEXIST, name)
+        if len(name) > NAME_MAX:
+            raise fail(errno.ENAMETOOLONG, name)
+        if name in self.entries(d):
+            raise fail(errno.EEXIST, name)
+
+    def _new(
+        self,
+        d: DirNode,
+        name: bytes,
+        make: Callable[[LayerDir, bytes], T],
+        mode: int | None,
+        uid: int | None,
+        gid: int | None,
+        *,
+        directory: bool = False,
+    ) -> tuple[LayerDir, T]:
+        """Let ``make`` make the entry, in place or, where a whiteout stands there, in staging. The upper's directory."""
+        upper = self.writable()
+        self._check_new(d, name)
+        home = copy_up_dir(self, d)
+        if name not in self.shadow(d):
+            made = make(home, name)
+            self._own(home, home, name, mode, uid, gid)
+            return home, made
+        area, extra = stage_area(upper, home)
+        temp = upper.temp_name()
+        try:
+            made = make(area, temp)
+            self._own(home, area, temp, mode, uid, gid)
+            if directory:
+                upper.set_marks(area, temp, Marks(opaque=True))
+                upper.rename(area, temp, home, name, RENAME_EXCHANGE)
+                upper.unlink(area, temp)  # the whiteout
+            else:
+                upper.rename(area, temp, home, name)
+        except OSError:
+            self._discard(area, temp)
+            raise
+        finally:
+            if extra is not None:
+                self._discard(upper.staging, extra)
+        return home, made
+
+    def _discard(self, d: LayerDir, name: bytes) -> None:
+        upper = self.writable()
+        try:
+            upper.clear(d, name)
+        except FileNotFoundError:
+            pass
+
+    def _own(
+        self, parent: LayerDir, d: LayerDir, name: bytes, mode: int | None, uid: int | None, gid: int | None
+    ) -> None:
+        """Owner and exact mode for a door that speaks for others."""
+        if uid is None:
+            return
+        upper = self.writable()
+        above = upper.stat(parent, b".")
+        if above.st_mode & stat.S_ISGID:
+            gid = None
+        st = upper.stat(d, name)
+        if st.st_uid != uid or (gid is not None and st.st_gid != gid):
+            upper.setattr(d, name, uid=uid, gid=gid)
+        if mode is None:
+            return
+        if stat.S_ISDIR(st.st_mode):
+            mode |= above.st_mode & stat.S_ISGID
+        if stat.S_IMODE(upper.stat(d, name).st_mode) != mode and (
+            not mode & self._umask or b"system.posix_acl_default" not in upper.listxattr(parent, b".")
+        ):
+            upper.setattr(d, name, mode=mode)
+
+    def _enter(self, d: DirNode, name: bytes, node: Node) -> None:
+        """A new object stands in ``d``."""
+        home, lname = self.home_of(node)
+        node.ino = self.numbers.number(home.layer.stat(home, lname))
+        self._put(d, name, node)
+
+    def _put(self, d: DirNode, name: bytes, node: Node) -> None:
+        self.entries(d)[name] = node
+        self.cache.appeared()
+        self._entry_changed(d, name)
+
+    def _entry_changed(self, d: DirNode, name: bytes) -> None:
+        self.touched(d)
+        for tell in self._subscribers:
+            tell(d, name)
+
+    # Entries that go
+
+    def unlink(self, d: DirNode, name: bytes) -> None:
+        """One name less. ``EISDIR`` for a directory."""
+        self.writable()
+        with self.lock:
+            n = self.lookup(d, name)
+            if not isinstance(n, FileNode):
+                raise fail(errno.EISDIR, name)
+            self._before_loss(n, d, name)
+            self._remove(d, name, self._has_name_in_upper(n, d, name))
+            self._lost(n, d, name)
+
+    def rmdir(self, d: DirNode, name: bytes) -> None:
+        """Remove an empty directory. ``ENOTDIR``, ``ENOTEMPTY``; ``EINVAL`` for ``.``."""
+        self.writable()
+        with self.lock:
+            if name == b".":
+                raise fail(errno.EINVAL, name)
+            if name == b"..":
+                raise fail(errno.ENOTEMPTY, name)
+            n = self.lookup(d, name)
+            if not isinstance(n, DirNode):
+                raise fail(errno.ENOTDIR, name)
+            if self.entries(n):
+                raise fail(errno.ENOTEMPTY, name)
+            self._remove(d, name, self.in_upper(n), directory=True)
+            self._lost_dir(n, d, name)
+
+    def _remove(self, d: DirNode, name: bytes, in_upper: bool, *, directory: bool = False) -> None:
+        """Take the entry away on disk: what the upper has goes, what is below gets a whiteout."""
+        upper = self.writable()
+        home = copy_up_dir(self, d)
+        lower = not in_upper or name in self.shadow(d)
+        if not in_upper:
+            upper.whiteout(home, name)
+            self.shadow(d).add(name)
+            return
+        temp = upper.temp_name()
+        if lower:
+            upper.whiteout(upper.staging, temp)
+            upper.rename(upper.staging, temp, home, name, RENAME_EXCHANGE if directory else 0)
+            if directory:
+                upper.clear(upper.staging, temp)
+        elif directory:
+            try:
+                upper.rmdir(home, name)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+                # Only whiteouts are left in it.
+                upper.rename(home, name, upper.staging, temp)
+                upper.clear(upper.staging, temp)
+        else:
+            upper.unlink(home, name)
+
+    def _before_loss(self, n: FileNode, d: DirNode, name: bytes) -> None:
+        """A hard link of the layers below is copied up before a name goes, so that its link count is kept."""
+        if n.names is not None and n.home.layer is not self.upper and self.stat(n).st_nlink > 1:
+            copy_up_file(self, n, data=not self.metacopy)
+        if n.names is not None and n.handle is None and self._has_name_in_upper(n, d, name):
+            self._rehome(n, d, name)
+
+    def _rehome(self, n: FileNode, d: DirNode, name: bytes) -> None:
+        """The upper's object is known by the name that goes: know it by another."""
+        assert n.names is not None
+        for (other, other_name), in_upper in n.names.items():
+            if in_upper and (other, other_name) != (d, name):
+                n.home, n.lname = self.sources(other)[0], other_name
+                return
+
+    def _has_name_in_upper(self, n: FileNode, d: DirNode, name: bytes) -> bool:
+        if n.names is None:
+            return n.home.layer is self.upper
+        return n.home.layer is self.upper and n.names.get((d, name), False)
+
+    def _lost(self, n: FileNode, d: DirNode, name: bytes) -> None:
+        """The name is gone on disk; now in memory."""
+        only_below = n.names is not None and n.home.layer is self.upper and not n.names.get((d, name), False)
+        if only_below:
+            self.links.lower_name_gone(n)
+        n.st = None
+        last = n.names is None
+        if not last:
+            home, lname = (n.home, n.lname)
+            try:
+                last = home.layer.stat(home, lname).st_nlink + n.nlink_delta <= (0 if only_below or n.handle else 0)
+            except FileNotFoundError:
+                last = True
+        n.drop_name(d, name)
+        if last:
+            if n.names is not None:
+                self.links.forget(n)
+            n.dead = True
+            n.parent = None
+        self._gone(d, name, n)
+
+    def _lost_dir(self, n: DirNode, d: DirNode, name: bytes) -> None:
+        n.dead = True
+        n.entries = {}
+        self.cache.clear()
+        self._gone(d, name, n)
+
+    def _gone(self, d: DirNode, name: bytes, n: Node) -> None:
+        self.entries(d).pop(name, None)
+        if n.kind == DT_LNK:
+            self.cache.clear()
+        self.touched(n)
+        self._entry_changed(d, name)
+
+    # Entries that move
+
+    def rename(self, d: DirNode, name: bytes, d2: DirNode, name2: bytes, flags: int = 0) -> None:
+        """rename(2), with ``RENAME_NOREPLACE`` or ``RENAME_EXCHANGE``. No tree is copied: a merged directory gets a redirect.
+
+        ``EXDEV`` only where ``redirect_dir`` is off and the directory has something in the layers below.
+        """
+        self.writable()
+        if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
+            raise fail(errno.EINVAL, name)
+        first = self.lookup(d, name)
+        if isinstance(first, FileNode):
+            copy_up_file(self, first, data=not self.metacopy)
+        with self.lock:
+            n = self.lookup(d, name)
+            if name in (b".", b"..") or name2 in (b".", b".."):
+                raise fail(errno.EBUSY, name)
+            if d2.dead:
+                raise fail(errno.ENOENT, name2)
+            if len(name2) > NAME_MAX:
+                raise fail(errno.ENAMETOOLONG, name2)
+            n2 = self.lookup(d2, name2) if name2 in self.entries(d2) else None
+            self._check_rename(n, d2, name2, n2, flags)
+            if n is n2 and (flags != RENAME_EXCHANGE or (d, name) == (d2, name2)):
+                return
+            if flags == RENAME_EXCHANGE:
+                assert n2 is not None
+                self._check_rename(n2, d, name, n, flags)
+                self._exchange(n, d, name, n2, d2, name2)
+            else:
+                self._move(n, d, name, n2, d2, name2)
+
+    @staticmethod
+    def _check_rename(n: Node, d2: DirNode, name2: bytes, n2: Node | None, flags: int) -> None:
+        if n2 is not None and flags == RENAME_NOREPLACE:
+            raise fail(errno.EEXIST, name2)
+        if flags == RENAME_EXCHANGE:
+            if n2 is None:
+                raise fail(errno.ENOENT, name2)
+        elif n2 is not None and n2 is not n:
+            if isinstance(n2, DirNode) and not isinstance(n, DirNode):
+                raise fail(errno.EISDIR, name2)
+            if isinstance(n, DirNode) and not isinstance(n2, DirNode):
+                raise fail(errno.ENOTDIR, name2)
+        at: DirNode | None = d2
+        while isinstance(n, DirNode) and at is not None:
+            if at is n:
+                raise fail(errno.EINVAL, name2)
+            at = at.parent
+
+    def _ready_to_move(self, n: Node, d: DirNode, name: bytes, onto_lower: bool) -> LayerDir:
+        """Make the upper hold ``n`` so that it can stand elsewhere. Its directory in the upper."""
+        upper = self.writable()
+        if isinstance(n, FileNode):
+            copy_up_file(self, n, data=not self.metacopy)
+            home = copy_up_dir(self, d)
+            self._in_upper_by_name(n, d, name)
+            self._fix_metacopy(n)
+            return home
+        assert isinstance(n, DirNode)
+        if len(self.sources(n)) > (1 if self.in_upper(n) else 0):
+            if not self.redirect_dir:
+                raise fail(errno.EXDEV, name)
+            path = self.lower_path(n)
+            place = copy_up_dir(self, n)
+            marks = upper.marks(place, b".")
+            if marks.redirect != path:
+                upper.set_marks(place, b".", attrs.evolve(marks, redirect=path))
+        else:
+            place = self.sources(n)[0]
+            marks = upper.marks(place, b".")
+            if onto_lower and not marks.opaque:
+                upper.set_marks(place, b".", attrs.evolve(marks, opaque=True))
+        assert place.parent is not None
+        return place.parent
+
+    def _in_upper_by_name(self, n: FileNode, d: DirNode, name: bytes) -> None:
+        if n.names is not None and not n.names[d, name]:
+            home = copy_up_dir(self, d)
+            self.links.link_up(n, d, name, home)
+            self.shadow(d).add(name)
+
+    def _fix_metacopy(self, n: FileNode) -> None:
+        """A metacopy that gets another name says where its bytes are."""
+        upper = self.writable()
+        if n.kind == DT_REG and self.data_of(n) is not None and n.parent is not None:
+            marks = upper.marks(n.home, n.lname)
+            if marks.redirect is None or not marks.redirect.startswith(b"/"):
+                base = self.lower_path(n.parent)
+                redirect = base + b"/" + (marks.redirect or n.name)
+                upper.set_marks(n.home, n.lname, attrs.evolve(marks, redirect=redirect))
+
+    def _move(self, n: Node, d: DirNode, name: bytes, n2: Node | None, d2: DirNode, name2: bytes) -> None:
+        upper = self.writable()
+        directory = isinstance(n, DirNode)
+        if isinstance(n2, DirNode) and self.entries(n2):
+            raise fail(errno.ENOTEMPTY, name2)
+        home2 = copy_up_dir(self, d2)
+        in_upper2 = False
+        if isinstance(n2, DirNode):
+            in_upper2 = self.in_upper(n2)
+        elif isinstance(n2, FileNode):
+            self._before_loss(n2, d2, name2)
+            in_upper2 = self._has_name_in_upper(n2, d2, name2)
+        lower2 = name2 in self.shadow(d2) or (n2 is not None and not in_upper2)
+        home = self._ready_to_move(n, d, name, lower2)
+        lower = name in self.shadow(d)
+        if isinstance(n2, DirNode) and in_upper2:
+            self._blank(n2, home2, name2)
+        if directory and n2 is None and name2 in self.shadow(d2):
+            # A whiteout stands there: it changes places with the directory, and stays if it has something to hide.
+            upper.rename(home, name, home2, name2, RENAME_EXCHANGE)
+            if not lower:
+                upper.unlink(home, name)
+        else:
+            upper.rename(home, name, home2, name2, RENAME_WHITEOUT if lower else 0)
+        if lower2:
+            self.shadow(d2).add(name2)
+        if isinstance(n2, DirNode):
+            self._lost_dir(n2, d2, name2)
+        elif isinstance(n2, FileNode):
+            self._lost(n2, d2, name2)
+        self.entries(d).pop(name, None)
+        self._moved(n, d, name, d2, name2, home2)
+        self._entry_changed(d, name)
+
+    def _blank(self, n: DirNode, home: LayerDir, name: bytes) -> None:
+        """Make an empty directory of the tree an empty directory on disk, so that a rename may replace it."""
+        upper = self.writable()
+        place = self.sources(n)[0]
+        if not upper.scan(place):
+            return
+        temp = upper.temp_name()
+        st = upper.stat(place, b".")
+        upper.mkdir(upper.staging, temp, stat.S_IMODE(st.st_mode))
+        upper.set_marks(upper.staging, temp, Marks(opaque=True, ino=n.ino))
+        upper.setattr(upper.staging, temp, mode=stat.S_IMODE(st.st_mode), uid=st.st_uid, gid=st.st_gid)
+        upper.rename(upper.staging, temp, home, name, RENAME_EXCHANGE)
+        upper.clear(upper.staging, temp)
+        n.srcs = [home.child(name)]
+
+    def _exchange(self, n: Node, d: DirNode, name: bytes, n2: Node, d2: DirNode, name2: bytes) -> None:
+        upper = self.writable()
+        copy_up_dir(self, d)
+        copy_up_dir(self, d2)
+        lower = name in self.shadow(d) or not self.in_upper(n)
+        lower2 = name2 in self.shadow(d2) or not self.in_upper(n2)
+        home = self._ready_to_move(n, d, name, lower2)
+        home2 = self._ready_to_move(n2, d2, name2, lower)
+        upper.rename(home, name, home2, name2, RENAME_EXCHANGE)
+        self._moved(n, d, name, d2, name2, home2)
+        self._moved(n2, d2, name2, d, name, home)
+
+    def _moved(self, n: Node, d: DirNode, name: bytes, d2: DirNode, name2: bytes, home2: LayerDir) -> None:
+        """The object stands under its new name on disk; now in memory."""
+        if isinstance(n, DirNode):
+            place = self.sources(n)[0]
+            place.parent, place.name = home2, name2
+            n.parent, n.name = d2, name2
+            self.cache.clear()
+        else:
+            assert isinstance(n, FileNode)
+            if n.handle is None and (n.names is None or n.lname == name):
+                n.home, n.lname = home2, name2
+            if n.names is None:
+                n.parent, n.name = d2, name2
+            else:
+                n.drop_name(d, name)
+                n.add_name(d2, name2, True)
+            if n.kind == DT_LNK:
+                self.cache.clear()
+        self.touched(n)
+        self._put(d2, name2, n)
+
+    # Metadata and data
+
+    def setattr(
+        self,
+        n: Node,
+        mode: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+        size: int | None = None,
+        atime_ns: int | None = None,
+        mtime_ns: int | None = None,
+    ) -> None:
+        """Change permission bits, owner, size, times in nanoseconds; what is ``None`` stays. Only ``size`` copies data.
+
+        ``EOPNOTSUPP`` for the mode of a symbolic link; ``EISDIR``, ``EINVAL`` for the size of what is no file.
+        """
+        upper = self.writable()
+        if size is not None:
+            self._resize(n, size)
+        if mode is None and uid is None and gid is None and atime_ns is None and mtime_ns is None:
+            return
+        if mode is not None and n.kind == DT_LNK:
+            raise fail(errno.EOPNOTSUPP, n.name)
+        if isinstance(n, FileNode):
+            copy_up_file(self, n, data=not self.metacopy)
+        with self.lock:
+            times = None
+            if atime_ns is not None or mtime_ns is not None:
+                st = self.stat(n)
+                times = (
+                    st.st_atime_ns if atime_ns is None else atime_ns,
+                    st.st_mtime_ns if mtime_ns is None else mtime_ns,
+                )
+            if isinstance(n, FileNode) and n.dead:
+                if not n.open:
+                    raise fail(errno.ENOENT, n.name)
+                n.open[0].file.setattr(mode, uid, gid, times)
+            else:
+                if isinstance(n, DirNode):
+                    copy_up_dir(self, n)
+                home, name = self.home_of(n)
+                upper.setattr(home, name, mode, uid, gid, times)
+            self.touched(n)
+
+    def _resize(self, n: Node, size: int) -> None:
+        if isinstance(n, DirNode):
+            raise fail(errno.EISDIR, n.name)
+        assert isinstance(n, FileNode)
+        if n.kind != DT_REG or size < 0:
+            raise fail(errno.EINVAL, n.name)
+        if n.dead:
+            for opened in n.open or ():
+                if opened.flags & os.O_ACCMODE != os.O_RDONLY:
+                    opened.file.truncate(size)
+                    self.touched(n)
+                    return
+            raise fail(errno.ENOENT, n.name)
+        copy_up_file(self, n, limit=size)
+        file = self.writable().open(n.home, n.lname, os.O_WRONLY)
+        file.truncate(size)
+        file.close()
+        self.touched(n)
+
+    def setxattr(self, n: Node, key: bytes, value: bytes, flags: int = 0) -> None:
+        """Set an extended attribute (setxattr(2): ``XATTR_CREATE``, ``XATTR_REPLACE``). No data are copied."""
+        upper = self.writable()
+        self._copy_up_metadata(n)
+        with self.lock:
+            home, name = self.home_of(n)
+            upper.setxattr(home, name, key, value, flags)
+            self.touched(n)
+
+    def removexattr(self, n: Node, key: bytes) -> None:
+        """Remove an extended attribute. ``ENODATA``."""
+        upper = self.writable()
+        self.getxattr(n, key)  # Nothing to remove is no reason to copy up.
+        self._copy_up_metadata(n)
+        with self.lock:
+            home, name = self.home_of(n)
+            upper.removexattr(home, name, key)
+            self.touched(n)
+
+    def _copy_up_metadata(self, n: Node) -> None:
+        if isinstance(n, FileNode):
+            if n.dead:
+                raise fail(errno.ENOENT, n.name)
+            copy_up_file(self, n, data=not self.metacopy)
+        else:
+            assert isinstance(n, DirNode)
+            with self.lock:
+                copy_up_dir(self, n)
+
+    def _open_to_write(self, n: FileNode, flags: int) -> Handle:
+        upper = self.writable()
+        while True:
+            copy_up_file(self, n, limit=0 if flags & os.O_TRUNC else None)
+            with self.lock:
+                if n.home.layer is not self.upper:
+                    upper = self.writable()
+                    continue  # Frozen in between.
+                if n.dead:
+                    raise fail(errno.ENOENT, n.name)
+                access = flags & (os.O_ACCMODE | os.O_APPEND)
+                if access & os.O_ACCMODE == os.O_RDONLY:
+                    access |= os.O_RDWR  # O_TRUNC alone truncates all the same.
+                file = upper.open(n.home, n.lname, access)
+                if flags & os.O_TRUNC:
+                    file.truncate(0)
+                    self.touched(n)
+                return Handle(self, n, flags, file)
