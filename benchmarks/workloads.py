@@ -1,0 +1,12 @@
+"""All the workloads, in the order they run."""
+
+from __future__ import annotations
+
+from benchmarks import workloads_change, workloads_read, workloads_tools
+from benchmarks.runner import Workload
+
+WORKLOADS: tuple[Workload, ...] = (
+    *workloads_read.WORKLOADS,
+    *workloads_change.WORKLOADS,
+    *workloads_tools.WORKLOADS,
+)
