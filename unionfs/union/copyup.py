@@ -1,7 +1,8 @@
 """Copy-up: an object moves to the upper, all of it or nothing.
 
 Everything is staged in the work directory and renamed into place; a crash at any point leaves the old object or the new
-one (overlayfs.rst, "Non-directories", "metadata only copy up", "index"). Data are copied without holding the tree's lock.
+one (overlayfs.rst, "Non-directories", "metadata only copy up", "index"). Data are copied without holding the tree's
+lock.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from unionfs.layer.protocol import DT_LNK, DT_REG, Layer, LayerDir, LayerFile, M
 from unionfs.union.node import DirNode, FileNode
 
 if TYPE_CHECKING:
-    from unionfs.union.tree import Tree
+    from unionfs.union.reader import TreeReader
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def copy_metadata(
     upper.setattr(d2, name2, times=(st.st_atime_ns, st.st_mtime_ns))
 
 
-def copy_up_dir(tree: Tree, d: DirNode) -> LayerDir:
+def copy_up_dir(tree: TreeReader, d: DirNode) -> LayerDir:
     """The directory's place in the upper, made if need be, with all above it. The tree's lock is held."""
     upper = tree.upper
     assert upper is not None
@@ -89,7 +90,7 @@ def copy_up_dir(tree: Tree, d: DirNode) -> LayerDir:
     home, lname = tree.home_of(d)
     st = home.layer.stat(home, lname)
     temp = upper.temp_name()
-    with _staged(upper, temp):
+    with _Staged(upper, temp):
         upper.mkdir(upper.staging, temp, 0o700)
         upper.set_marks(upper.staging, temp, Marks(ino=d.ino))
         copy_metadata(home.layer, home, lname, st, upper, upper.staging, temp)
@@ -102,7 +103,7 @@ def copy_up_dir(tree: Tree, d: DirNode) -> LayerDir:
     return place
 
 
-class _staged:
+class _Staged:
     """What is staged under ``temp`` goes when the step fails."""
 
     def __init__(self, upper: WritableLayer, temp: bytes) -> None:
@@ -120,7 +121,7 @@ class _staged:
                     log.warning("staging not cleared: %s", second)
 
 
-def _publish(tree: Tree, temp: bytes, parent: LayerDir, name: bytes) -> None:
+def _publish(tree: TreeReader, temp: bytes, parent: LayerDir, name: bytes) -> None:
     """Move the staged object into place; a copy-up does not show in the directory's times."""
     upper = tree.upper
     assert upper is not None
@@ -129,7 +130,7 @@ def _publish(tree: Tree, temp: bytes, parent: LayerDir, name: bytes) -> None:
     upper.setattr(parent, b".", times=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def copy_up_file(tree: Tree, n: FileNode, *, data: bool = True, limit: int | None = None) -> None:
+def copy_up_file(tree: TreeReader, n: FileNode, *, data: bool = True, limit: int | None = None) -> None:
     """Make the upper hold ``n``; its bytes too where ``data``, at most ``limit`` of them."""
     while not _is_done(tree, n, data):
         with tree.lock:
@@ -146,20 +147,20 @@ def copy_up_file(tree: Tree, n: FileNode, *, data: bool = True, limit: int | Non
         return
 
 
-def _is_done(tree: Tree, n: FileNode, data: bool) -> bool:
+def _is_done(tree: TreeReader, n: FileNode, data: bool) -> bool:
     if n.home.layer is not tree.upper:
         return False
     return not data or n.kind != DT_REG or tree.data_of(n) is None
 
 
-def _copy_up(tree: Tree, n: FileNode, data: bool, limit: int | None) -> bool:
+def _copy_up(tree: TreeReader, n: FileNode, data: bool, limit: int | None) -> bool:
     """One try; ``False`` when the upper was frozen meanwhile."""
     upper = tree.upper
     assert upper is not None
     home, lname = n.home, n.lname
     st = home.layer.stat(home, lname)
     temp = upper.temp_name()
-    with _staged(upper, temp):
+    with _Staged(upper, temp):
         bytes_at = tree.data_of(n) or (home, lname) if n.kind == DT_REG else None
         copies = data or not tree.metacopy or st.st_size == 0 or n.dead
         if n.kind == DT_REG:
@@ -182,7 +183,7 @@ def _copy_up(tree: Tree, n: FileNode, data: bool, limit: int | None) -> bool:
             upper.mknod(upper.staging, temp, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev)
         marks = Marks(ino=n.ino, metacopy=not copies)
         if not copies:
-            marks = attrs.evolve(marks, redirect=_redirect(tree, n, bytes_at))
+            marks = attrs.evolve(marks, redirect=_redirect(tree, n))
         upper.set_marks(upper.staging, temp, marks)
         copy_metadata(home.layer, home, lname, st, upper, upper.staging, temp)
         with tree.lock:
@@ -193,14 +194,14 @@ def _copy_up(tree: Tree, n: FileNode, data: bool, limit: int | None) -> bool:
     return True
 
 
-def _redirect(tree: Tree, n: FileNode, bytes_at: tuple[LayerDir, bytes] | None) -> bytes | None:
-    """Where the layers below have the bytes, if the name alone does not say it: of a hard link, which moves to the index."""
+def _redirect(tree: TreeReader, n: FileNode) -> bytes | None:
+    """Where the layers below have the bytes, if the name alone does not say it: of a hard link, kept in the index."""
     if n.names is None or n.parent is None:
         return None
     return tree.lower_path(n.parent) + b"/" + n.name
 
 
-def _settle(tree: Tree, n: FileNode, temp: bytes, data: tuple[LayerDir, bytes] | None) -> None:
+def _settle(tree: TreeReader, n: FileNode, temp: bytes, data: tuple[LayerDir, bytes] | None) -> None:
     """The staged copy takes the node's place. The tree's lock is held."""
     upper = tree.upper
     assert upper is not None
@@ -218,13 +219,13 @@ def _settle(tree: Tree, n: FileNode, temp: bytes, data: tuple[LayerDir, bytes] |
         else:
             tree.links.copied_up(n, temp, parent, nlink, data, _publish)
         tree.shadow(n.parent).add(n.name)
-        files = [(opened, tree.open_data(n, os.O_RDONLY)) for opened in n.open or ()]
+        files = [(opened, tree.open_data(n)) for opened in n.open or ()]
     for opened, file in files:
         opened.switch(file)
     tree.touched(n)
 
 
-def _complete(tree: Tree, n: FileNode, limit: int | None) -> None:
+def _complete(tree: TreeReader, n: FileNode, limit: int | None) -> None:
     """Bring the bytes to a metacopy in the upper: it stays a metacopy until they are all there."""
     upper = tree.upper
     assert upper is not None
@@ -265,4 +266,3 @@ def stage_area(upper: WritableLayer, like: LayerDir) -> tuple[LayerDir, bytes | 
     if has_acl:
         upper.setxattr(area, b".", acl, upper.getxattr(like, b".", acl))
     return area, temp
-

@@ -19,7 +19,7 @@ from unionfs.layer.protocol import LayerDir, Marks, WritableLayer
 from unionfs.union.node import UNKNOWN, DirNode, FileNode
 
 if TYPE_CHECKING:
-    from unionfs.union.tree import Tree
+    from unionfs.union.reader import TreeReader
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 class Links:
     """The nodes of objects with several names. The tree's lock is held in every call."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: TreeReader) -> None:
         self._tree = tree
         self._nodes: dict[tuple[int, int], FileNode] = {}
         self._indexed: set[bytes] = set()
@@ -65,7 +65,8 @@ class Links:
 
     def _from_index(self, n: FileNode, handle: bytes, lower: os.stat_result) -> FileNode:
         upper = self._tree.upper
-        assert upper is not None and upper.index is not None
+        assert upper is not None
+        assert upper.index is not None
         st = upper.stat(upper.index, handle)
         key = (st.st_dev, st.st_ino)
         known = self._nodes.get(key)
@@ -113,11 +114,12 @@ class Links:
         parent: LayerDir,
         nlink: int,
         data: tuple[LayerDir, bytes] | None,
-        publish: Callable[[Tree, bytes, LayerDir, bytes], None],
+        publish: Callable[[TreeReader, bytes, LayerDir, bytes], None],
     ) -> None:
         """The staged copy of ``n`` goes to the index, and under its one name to ``parent``."""
         upper = self._upper()
-        assert n.parent is not None and n.names is not None
+        assert n.parent is not None
+        assert n.names is not None
         handle = self._keep(n, temp, nlink, names=1)
         publish(self._tree, temp, parent, n.name)
         self._moved(n, handle, (parent, n.name), data)
@@ -205,4 +207,3 @@ class Links:
         index = self._upper().index
         assert index is not None
         return index
-

@@ -1,7 +1,7 @@
 """Nodes: what somebody knows of the tree, with an identity for life.
 
-An illegal state has no place to stand: whether a node is in the upper is not a flag but the question which layer its top
-source belongs to; so a commit, which makes the upper a lower, needs to touch no node.
+An illegal state has no place to stand: whether a node is in the upper is not a flag but the question which layer its
+top source belongs to; so a commit, which makes the upper a lower, needs to touch no node.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Opened(Protocol):
 class Node:
     """An object of the tree.
 
-    ``parent`` and ``name``: one name it has (a file may have more); ``parent`` is ``None`` for the root and for what has
-    no name any more. ``ino``: its number, constant for life. ``st``: its metadata, while known.
+    ``parent`` and ``name``: one name it has (a file may have more); ``parent`` is ``None`` for the root and for what
+    has no name any more. ``ino``: its number, constant for life. ``st``: its metadata, while known.
     """
 
     __slots__ = ("__weakref__", "ino", "keys", "kind", "name", "parent", "st")
@@ -95,8 +95,8 @@ class FileNode(Node):
     whose bytes are in a layer below. ``data`` is ``UNKNOWN`` until somebody needs it. ``open``: its open files.
     ``dead``: it has no name left.
 
-    Of hard links only: ``names``, each known name and whether the upper has it under that name; ``nlink_delta``: names in
-    the union that the link count of ``home`` does not count; ``handle``: the name of its entry in the index.
+    Of hard links only: ``names``, each known name and whether the upper has it under that name; ``nlink_delta``:
+    names in the union that the link count of ``home`` does not count; ``handle``: the name of its entry in the index.
     """
 
     __slots__ = (

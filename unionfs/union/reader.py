@@ -27,9 +27,9 @@ def fail(number: int, *names: bytes) -> OSError:
 class TreeReader:
     """Lookup, metadata, reading: what a read-only tree can do. ``Tree`` adds the changes.
 
-    The lifecycle of a node: ``lookup`` makes it the first time somebody asks for the name, and every later ``lookup`` of any
-    of its names answers the same object; it keeps its ``ino`` through copy-up, rename and commit. An ``unlink`` of the last
-    name leaves it ``dead``, alive only for those who have it open.
+    The lifecycle of a node: ``lookup`` makes it the first time somebody asks for the name, and every later ``lookup``
+    of any of its names answers the same object; it keeps its ``ino`` through copy-up, rename and commit. An
+    ``unlink`` of the last name leaves it ``dead``, alive only for those who have it open.
 
         root = tree.root
         etc = tree.lookup(root, b"etc")
@@ -39,8 +39,8 @@ class TreeReader:
         handle.pread(100, 0)
         handle.close()
 
-    Names are bytes. Errors are ``OSError``. Threads may share a tree: what changes the tree holds ``lock``, what only reads
-    goes without where it can.
+    Names are bytes. Errors are ``OSError``. Threads may share a tree: what changes the tree holds ``lock``, what only
+    reads goes without where it can.
     """
 
     def __init__(
@@ -186,7 +186,8 @@ class TreeReader:
     def resolve(self, path: bytes, follow: bool = True, start: Node | None = None) -> Node:
         """The node at ``path``, symbolic links resolved inside the union; the last one only where ``follow``.
 
-        ``start``: where a relative path begins; the root by default. ``ENOENT``, ``ENOTDIR``, ``ELOOP``, ``ENAMETOOLONG``.
+        ``start``: where a relative path begins; the root by default. ``ENOENT``, ``ENOTDIR``, ``ELOOP``,
+        ``ENAMETOOLONG``.
         """
         if not path:
             raise fail(errno.ENOENT, path)
@@ -365,15 +366,17 @@ class TreeReader:
         except LookupError as error:
             raise OSError(errno.EIO, str(error), n.name) from error
 
-    def open_data(self, n: FileNode, flags: int) -> LayerFile:
-        """Open the bytes of ``n`` where they are now."""
+    def open_data(self, n: FileNode) -> LayerFile:
+        """Open the bytes of ``n``, where they are now, for reading."""
         home, name = self.data_of(n) or (n.home, n.lname)
-        return home.layer.open(home, name, flags)
+        return home.layer.open(home, name, os.O_RDONLY)
 
     def open(self, n: Node, flags: int) -> Handle:
-        """Open a regular file; for writing, it is copied up first. Flags as open(2): access mode, ``O_TRUNC``, ``O_APPEND``.
+        """Open a regular file; for writing, it is copied up first. Flags as open(2): access mode, ``O_TRUNC``,
+        ``O_APPEND``.
 
-        ``EISDIR``, ``ELOOP`` (a symbolic link), ``ENXIO`` (a device, FIFO or socket: they have no bytes here), ``EROFS``.
+        ``EISDIR``, ``ELOOP`` (a symbolic link), ``ENXIO`` (a device, FIFO or socket: they have no bytes here),
+        ``EROFS``.
         """
         if isinstance(n, DirNode):
             raise fail(errno.EISDIR, n.name)
@@ -384,12 +387,12 @@ class TreeReader:
             return self._open_to_write(n, flags)
         while True:
             home = n.home
-            handle = Handle(self, n, flags, self.open_data(n, os.O_RDONLY))
+            handle = Handle(self, n, flags, self.open_data(n))
             if n.home is home:
                 return handle
             handle.close()  # Copied up in between.
 
-    def _open_to_write(self, n: FileNode, flags: int) -> Handle:
+    def _open_to_write(self, n: FileNode, flags: int) -> Handle:  # noqa: ARG002
         raise fail(errno.EROFS, n.name)
 
     def opened(self, n: FileNode, opened: Opened) -> None:
@@ -407,7 +410,8 @@ class TreeReader:
     # Life
 
     def subscribe(self, tell: Callable[[Node, bytes | None], None]) -> None:
-        """Call ``tell(node, None)`` when a node's metadata or bytes change, ``tell(directory, name)`` when an entry does.
+        """Call ``tell(node, None)`` when a node's metadata or bytes change, ``tell(directory, name)`` when an entry
+        does.
 
         Called with the tree's lock held or not; it must not change the tree.
         """
@@ -422,4 +426,3 @@ class TreeReader:
         """Let go of all layers; nothing works after it."""
         for layer in self.resolver.layers:
             layer.close()
-

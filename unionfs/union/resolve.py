@@ -1,9 +1,9 @@
 """Precedence: which layer wins. Decided here and nowhere else.
 
-Rules (Documentation/filesystems/overlayfs.rst): the topmost layer that has a name wins; a whiteout hides the name in the
-layers below; directories of one name merge, until one is opaque or something else than a directory stands between; a
-redirect says under which name or path the layers below are to be asked; a metacopy's data are in the next layer below
-that has the file.
+Rules (Documentation/filesystems/overlayfs.rst): the topmost layer that has a name wins; a whiteout hides the name in
+the layers below; directories of one name merge, until one is opaque or something else than a directory stands
+between; a redirect says under which name or path the layers below are to be asked; a metacopy's data are in the next
+layer below that has the file.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ class Resolver:
                 break
         return found
 
-    def children(self, parents: Sequence[LayerDir], name: bytes, holders: Iterable[int] | None = None) -> list[LayerDir]:
+    def children(
+        self, parents: Sequence[LayerDir], name: bytes, holders: Iterable[int] | None = None
+    ) -> list[LayerDir]:
         """The directories that merge in the directory ``name`` of ``parents`` (a finished stack), topmost first.
 
         ``holders``: positions in ``parents`` that are known to have ``name`` as a directory, as far as it merges;

@@ -8,17 +8,14 @@ import stat
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import attrs
-
 from unionfs._sys.umask import umask
 from unionfs.layer.protocol import DT_CHR, DT_DIR, DT_LNK, DT_REG, Layer, LayerDir, LayerFile, Marks, WritableLayer
 from unionfs.types import RENAME_EXCHANGE, RENAME_NOREPLACE
+from unionfs.union import rename
 from unionfs.union.copyup import copy_up_dir, copy_up_file, stage_area
 from unionfs.union.handle import Handle
 from unionfs.union.node import DirNode, FileNode, Node
 from unionfs.union.reader import NAME_MAX, TreeReader, fail
-
-RENAME_WHITEOUT = 4
 
 T = TypeVar("T")
 
@@ -26,8 +23,9 @@ T = TypeVar("T")
 class Tree(TreeReader):
     """One tree from many layers, with changes in the upper: what every door of a union opens on.
 
-    See ``TreeReader`` for nodes and reading. Without an upper, every change raises ``EROFS``. A change holds ``lock``; data
-    are copied up without it. Each change is on disk in one step: a process that is killed leaves the old state or the new.
+    See ``TreeReader`` for nodes and reading. Without an upper, every change raises ``EROFS``. A change holds
+    ``lock``; data are copied up without it. Each change is on disk in one step: a process that is killed leaves the
+    old state or the new.
 
         node, handle = tree.create(etc, b"motd", 0o644, os.O_WRONLY)
         handle.pwrite(b"hello", 0)
@@ -61,7 +59,8 @@ class Tree(TreeReader):
     def create(
         self, d: DirNode, name: bytes, mode: int, flags: int, uid: int | None = None, gid: int | None = None
     ) -> tuple[FileNode, Handle]:
-        """A new regular file, open. ``flags``: the handle's access mode and ``O_APPEND``. ``EEXIST`` if the name is taken."""
+        """A new regular file, open. ``flags``: the handle's access mode and ``O_APPEND``. ``EEXIST`` if the name
+        is taken."""
         upper = self.writable()
         mode &= 0o7777
 
@@ -144,14 +143,12 @@ class Tree(TreeReader):
             self._check_new(d, name)
             if n.dead or n.parent is None:
                 raise fail(errno.ENOENT, name)
-            self._in_upper_by_name(n, n.parent, n.name)
-            self._fix_metacopy(n)
-            home, _ = self._new(
-                d, name, lambda parent, at: upper.link(n.home, n.lname, parent, at), None, None, None
-            )
+            rename.in_upper_by_name(self, n, n.parent, n.name)
+            rename.fix_metacopy(self, n)
+            self._new(d, name, lambda parent, at: upper.link(n.home, n.lname, parent, at), None, None, None)
             self.links.new_link(n)
             n.add_name(d, name, True)
-            self._put(d, name, n)
+            self.put(d, name, n)
             self.touched(n)
 
     def _check_new(self, d: DirNode, name: bytes) -> None:
@@ -175,7 +172,7 @@ class Tree(TreeReader):
         *,
         directory: bool = False,
     ) -> tuple[LayerDir, T]:
-        """Let ``make`` make the entry, in place or, where a whiteout stands there, in staging. The upper's directory."""
+        """Let ``make`` make the entry, in place or, over a whiteout, in staging. Answers the upper's directory too."""
         upper = self.writable()
         self._check_new(d, name)
         home = copy_up_dir(self, d)
@@ -235,14 +232,14 @@ class Tree(TreeReader):
         """A new object stands in ``d``."""
         home, lname = self.home_of(node)
         node.ino = self.numbers.number(home.layer.stat(home, lname))
-        self._put(d, name, node)
+        self.put(d, name, node)
 
-    def _put(self, d: DirNode, name: bytes, node: Node) -> None:
+    def put(self, d: DirNode, name: bytes, node: Node) -> None:
         self.entries(d)[name] = node
         self.cache.appeared()
-        self._entry_changed(d, name)
+        self.entry_changed(d, name)
 
-    def _entry_changed(self, d: DirNode, name: bytes) -> None:
+    def entry_changed(self, d: DirNode, name: bytes) -> None:
         self.touched(d)
         for tell in self._subscribers:
             tell(d, name)
@@ -256,9 +253,9 @@ class Tree(TreeReader):
             n = self.lookup(d, name)
             if not isinstance(n, FileNode):
                 raise fail(errno.EISDIR, name)
-            self._before_loss(n, d, name)
-            self._remove(d, name, self._has_name_in_upper(n, d, name))
-            self._lost(n, d, name)
+            self.before_loss(n, d, name)
+            self._remove(d, name, self.has_name_in_upper(n, d, name))
+            self.lost(n, d, name)
 
     def rmdir(self, d: DirNode, name: bytes) -> None:
         """Remove an empty directory. ``ENOTDIR``, ``ENOTEMPTY``; ``EINVAL`` for ``.``."""
@@ -274,7 +271,7 @@ class Tree(TreeReader):
             if self.entries(n):
                 raise fail(errno.ENOTEMPTY, name)
             self._remove(d, name, self.in_upper(n), directory=True)
-            self._lost_dir(n, d, name)
+            self.lost_dir(n, d, name)
 
     def _remove(self, d: DirNode, name: bytes, in_upper: bool, *, directory: bool = False) -> None:
         """Take the entry away on disk: what the upper has goes, what is below gets a whiteout."""
@@ -303,11 +300,11 @@ class Tree(TreeReader):
         else:
             upper.unlink(home, name)
 
-    def _before_loss(self, n: FileNode, d: DirNode, name: bytes) -> None:
+    def before_loss(self, n: FileNode, d: DirNode, name: bytes) -> None:
         """A hard link of the layers below is copied up before a name goes, so that its link count is kept."""
         if n.names is not None and n.home.layer is not self.upper and self.stat(n).st_nlink > 1:
             copy_up_file(self, n, data=not self.metacopy)
-        if n.names is not None and n.handle is None and self._has_name_in_upper(n, d, name):
+        if n.names is not None and n.handle is None and self.has_name_in_upper(n, d, name):
             self._rehome(n, d, name)
 
     def _rehome(self, n: FileNode, d: DirNode, name: bytes) -> None:
@@ -318,12 +315,12 @@ class Tree(TreeReader):
                 n.home, n.lname = self.sources(other)[0], other_name
                 return
 
-    def _has_name_in_upper(self, n: FileNode, d: DirNode, name: bytes) -> bool:
+    def has_name_in_upper(self, n: FileNode, d: DirNode, name: bytes) -> bool:
         if n.names is None:
             return n.home.layer is self.upper
         return n.home.layer is self.upper and n.names.get((d, name), False)
 
-    def _lost(self, n: FileNode, d: DirNode, name: bytes) -> None:
+    def lost(self, n: FileNode, d: DirNode, name: bytes) -> None:
         """The name is gone on disk; now in memory."""
         only_below = n.names is not None and n.home.layer is self.upper and not n.names.get((d, name), False)
         if only_below:
@@ -331,9 +328,8 @@ class Tree(TreeReader):
         n.st = None
         last = n.names is None
         if not last:
-            home, lname = (n.home, n.lname)
             try:
-                last = home.layer.stat(home, lname).st_nlink + n.nlink_delta <= (0 if only_below or n.handle else 0)
+                last = n.home.layer.stat(n.home, n.lname).st_nlink + n.nlink_delta <= 0
             except FileNotFoundError:
                 last = True
         n.drop_name(d, name)
@@ -344,7 +340,7 @@ class Tree(TreeReader):
             n.parent = None
         self._gone(d, name, n)
 
-    def _lost_dir(self, n: DirNode, d: DirNode, name: bytes) -> None:
+    def lost_dir(self, n: DirNode, d: DirNode, name: bytes) -> None:
         n.dead = True
         n.entries = {}
         self.cache.clear()
@@ -355,12 +351,13 @@ class Tree(TreeReader):
         if n.kind == DT_LNK:
             self.cache.clear()
         self.touched(n)
-        self._entry_changed(d, name)
+        self.entry_changed(d, name)
 
     # Entries that move
 
     def rename(self, d: DirNode, name: bytes, d2: DirNode, name2: bytes, flags: int = 0) -> None:
-        """rename(2), with ``RENAME_NOREPLACE`` or ``RENAME_EXCHANGE``. No tree is copied: a merged directory gets a redirect.
+        """rename(2), with ``RENAME_NOREPLACE`` or ``RENAME_EXCHANGE``. No tree is copied: a merged directory gets a
+        redirect.
 
         ``EXDEV`` only where ``redirect_dir`` is off and the directory has something in the layers below.
         """
@@ -379,157 +376,15 @@ class Tree(TreeReader):
             if len(name2) > NAME_MAX:
                 raise fail(errno.ENAMETOOLONG, name2)
             n2 = self.lookup(d2, name2) if name2 in self.entries(d2) else None
-            self._check_rename(n, d2, name2, n2, flags)
+            rename.check(n, d2, name2, n2, flags)
             if n is n2 and (flags != RENAME_EXCHANGE or (d, name) == (d2, name2)):
                 return
             if flags == RENAME_EXCHANGE:
                 assert n2 is not None
-                self._check_rename(n2, d, name, n, flags)
-                self._exchange(n, d, name, n2, d2, name2)
+                rename.check(n2, d, name, n, flags)
+                rename.exchange(self, n, d, name, n2, d2, name2)
             else:
-                self._move(n, d, name, n2, d2, name2)
-
-    @staticmethod
-    def _check_rename(n: Node, d2: DirNode, name2: bytes, n2: Node | None, flags: int) -> None:
-        if n2 is not None and flags == RENAME_NOREPLACE:
-            raise fail(errno.EEXIST, name2)
-        if flags == RENAME_EXCHANGE:
-            if n2 is None:
-                raise fail(errno.ENOENT, name2)
-        elif n2 is not None and n2 is not n:
-            if isinstance(n2, DirNode) and not isinstance(n, DirNode):
-                raise fail(errno.EISDIR, name2)
-            if isinstance(n, DirNode) and not isinstance(n2, DirNode):
-                raise fail(errno.ENOTDIR, name2)
-        at: DirNode | None = d2
-        while isinstance(n, DirNode) and at is not None:
-            if at is n:
-                raise fail(errno.EINVAL, name2)
-            at = at.parent
-
-    def _ready_to_move(self, n: Node, d: DirNode, name: bytes, onto_lower: bool) -> LayerDir:
-        """Make the upper hold ``n`` so that it can stand elsewhere. Its directory in the upper."""
-        upper = self.writable()
-        if isinstance(n, FileNode):
-            copy_up_file(self, n, data=not self.metacopy)
-            home = copy_up_dir(self, d)
-            self._in_upper_by_name(n, d, name)
-            self._fix_metacopy(n)
-            return home
-        assert isinstance(n, DirNode)
-        if len(self.sources(n)) > (1 if self.in_upper(n) else 0):
-            if not self.redirect_dir:
-                raise fail(errno.EXDEV, name)
-            path = self.lower_path(n)
-            place = copy_up_dir(self, n)
-            marks = upper.marks(place, b".")
-            if marks.redirect != path:
-                upper.set_marks(place, b".", attrs.evolve(marks, redirect=path))
-        else:
-            place = self.sources(n)[0]
-            marks = upper.marks(place, b".")
-            if onto_lower and not marks.opaque:
-                upper.set_marks(place, b".", attrs.evolve(marks, opaque=True))
-        assert place.parent is not None
-        return place.parent
-
-    def _in_upper_by_name(self, n: FileNode, d: DirNode, name: bytes) -> None:
-        if n.names is not None and not n.names[d, name]:
-            home = copy_up_dir(self, d)
-            self.links.link_up(n, d, name, home)
-            self.shadow(d).add(name)
-
-    def _fix_metacopy(self, n: FileNode) -> None:
-        """A metacopy that gets another name says where its bytes are."""
-        upper = self.writable()
-        if n.kind == DT_REG and self.data_of(n) is not None and n.parent is not None:
-            marks = upper.marks(n.home, n.lname)
-            if marks.redirect is None or not marks.redirect.startswith(b"/"):
-                base = self.lower_path(n.parent)
-                redirect = base + b"/" + (marks.redirect or n.name)
-                upper.set_marks(n.home, n.lname, attrs.evolve(marks, redirect=redirect))
-
-    def _move(self, n: Node, d: DirNode, name: bytes, n2: Node | None, d2: DirNode, name2: bytes) -> None:
-        upper = self.writable()
-        directory = isinstance(n, DirNode)
-        if isinstance(n2, DirNode) and self.entries(n2):
-            raise fail(errno.ENOTEMPTY, name2)
-        home2 = copy_up_dir(self, d2)
-        in_upper2 = False
-        if isinstance(n2, DirNode):
-            in_upper2 = self.in_upper(n2)
-        elif isinstance(n2, FileNode):
-            self._before_loss(n2, d2, name2)
-            in_upper2 = self._has_name_in_upper(n2, d2, name2)
-        lower2 = name2 in self.shadow(d2) or (n2 is not None and not in_upper2)
-        home = self._ready_to_move(n, d, name, lower2)
-        lower = name in self.shadow(d)
-        if isinstance(n2, DirNode) and in_upper2:
-            self._blank(n2, home2, name2)
-        if directory and n2 is None and name2 in self.shadow(d2):
-            # A whiteout stands there: it changes places with the directory, and stays if it has something to hide.
-            upper.rename(home, name, home2, name2, RENAME_EXCHANGE)
-            if not lower:
-                upper.unlink(home, name)
-        else:
-            upper.rename(home, name, home2, name2, RENAME_WHITEOUT if lower else 0)
-        if lower2:
-            self.shadow(d2).add(name2)
-        if isinstance(n2, DirNode):
-            self._lost_dir(n2, d2, name2)
-        elif isinstance(n2, FileNode):
-            self._lost(n2, d2, name2)
-        self.entries(d).pop(name, None)
-        self._moved(n, d, name, d2, name2, home2)
-        self._entry_changed(d, name)
-
-    def _blank(self, n: DirNode, home: LayerDir, name: bytes) -> None:
-        """Make an empty directory of the tree an empty directory on disk, so that a rename may replace it."""
-        upper = self.writable()
-        place = self.sources(n)[0]
-        if not upper.scan(place):
-            return
-        temp = upper.temp_name()
-        st = upper.stat(place, b".")
-        upper.mkdir(upper.staging, temp, stat.S_IMODE(st.st_mode))
-        upper.set_marks(upper.staging, temp, Marks(opaque=True, ino=n.ino))
-        upper.setattr(upper.staging, temp, mode=stat.S_IMODE(st.st_mode), uid=st.st_uid, gid=st.st_gid)
-        upper.rename(upper.staging, temp, home, name, RENAME_EXCHANGE)
-        upper.clear(upper.staging, temp)
-        n.srcs = [home.child(name)]
-
-    def _exchange(self, n: Node, d: DirNode, name: bytes, n2: Node, d2: DirNode, name2: bytes) -> None:
-        upper = self.writable()
-        copy_up_dir(self, d)
-        copy_up_dir(self, d2)
-        lower = name in self.shadow(d) or not self.in_upper(n)
-        lower2 = name2 in self.shadow(d2) or not self.in_upper(n2)
-        home = self._ready_to_move(n, d, name, lower2)
-        home2 = self._ready_to_move(n2, d2, name2, lower)
-        upper.rename(home, name, home2, name2, RENAME_EXCHANGE)
-        self._moved(n, d, name, d2, name2, home2)
-        self._moved(n2, d2, name2, d, name, home)
-
-    def _moved(self, n: Node, d: DirNode, name: bytes, d2: DirNode, name2: bytes, home2: LayerDir) -> None:
-        """The object stands under its new name on disk; now in memory."""
-        if isinstance(n, DirNode):
-            place = self.sources(n)[0]
-            place.parent, place.name = home2, name2
-            n.parent, n.name = d2, name2
-            self.cache.clear()
-        else:
-            assert isinstance(n, FileNode)
-            if n.handle is None and (n.names is None or n.lname == name):
-                n.home, n.lname = home2, name2
-            if n.names is None:
-                n.parent, n.name = d2, name2
-            else:
-                n.drop_name(d, name)
-                n.add_name(d2, name2, True)
-            if n.kind == DT_LNK:
-                self.cache.clear()
-        self.touched(n)
-        self._put(d2, name2, n)
+                rename.move(self, n, d, name, n2, d2, name2)
 
     # Metadata and data
 
