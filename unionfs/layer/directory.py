@@ -28,11 +28,12 @@ _NO_XATTRS = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
 class FdFile:
     """An open file of a directory layer. The descriptor is a ``Fd``: it stays open as long as somebody reads."""
 
-    __slots__ = ("_fd", "n")
+    __slots__ = ("_fd", "_layer", "n")
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, layer: DirectoryLayer, fd: int) -> None:
         self.n = fd
         self._fd: Fd | None = Fd(fd)
+        self._layer = layer
 
     def _hold(self) -> Fd:
         fd = self._fd
@@ -75,7 +76,7 @@ class FdFile:
 
     def stat(self) -> os.stat_result:
         fd = self._hold()
-        return os.fstat(fd.n)
+        return self._layer.owned(fd.n, os.fstat(fd.n))
 
     def setattr(
         self,
@@ -85,10 +86,7 @@ class FdFile:
         times: tuple[int, int] | None = None,
     ) -> None:
         fd = self._hold()
-        if uid is not None or gid is not None:
-            os.fchown(fd.n, -1 if uid is None else uid, -1 if gid is None else gid)
-        if mode is not None:
-            os.fchmod(fd.n, mode)
+        self._layer.set_attributes(fd.n, mode, uid, gid)
         if times is not None:
             os.utime(fd.n, ns=times)
 
@@ -139,21 +137,34 @@ class DirectoryLayer:
         found: Fd | None = d.ref
         if found is not None:
             return found
-        if d.parent is None:
+        if d.layer is not self:
+            # A hard link between an upper and the one that takes its place.
+            assert isinstance(d.layer, DirectoryLayer)
+            return d.layer.fd(d)
+        below = [d]
+        while d.parent is not None:
+            d = d.parent
+            found = d.ref
+            if found is not None:
+                break
+            below.append(d)
+        for d in reversed(below):
+            found = self._open_dir(d, found)
+            KEPT.keep(d, found)
+        assert found is not None
+        return found
+
+    def _open_dir(self, d: LayerDir, parent: Fd | None) -> Fd:
+        if parent is None:
             try:
-                n = os.open(self.path, _OPEN_DIR)
+                return Fd(os.open(self.path, _OPEN_DIR))
             except OSError as error:
                 raise LayerError(error.errno, f"layer has vanished: {error.strerror}", self.path) from error
-        else:
-            parent = self.fd(d.parent)
-            try:
-                n = os.open(d.name, _OPEN_DIR, dir_fd=parent.n)
-            except PermissionError:
-                # Search permission only: enough for all but listing.
-                n = os.open(d.name, (_OPEN_DIR & ~os.O_RDONLY) | os.O_PATH, dir_fd=parent.n)
-        fd = Fd(n)
-        KEPT.keep(d, fd)
-        return fd
+        try:
+            return Fd(os.open(d.name, _OPEN_DIR, dir_fd=parent.n))
+        except PermissionError:
+            # Search permission only: enough for all but listing.
+            return Fd(os.open(d.name, (_OPEN_DIR & ~os.O_RDONLY) | os.O_PATH, dir_fd=parent.n))
 
     # Entries
 
@@ -219,13 +230,15 @@ class DirectoryLayer:
         fd = self.fd(d)
         st = os.stat(name, dir_fd=fd.n, follow_symlinks=False)
         if self.overrides or self._lost_uids or self._lost_gids:
-            return self._owned(fd, name, st)
+            return self.owned(self.proc(fd, name), st)
         return st
 
-    def _owned(self, fd: Fd, name: bytes, st: os.stat_result) -> os.stat_result:
+    def owned(self, path: int | bytes, st: os.stat_result) -> os.stat_result:
+        """``st``, of the object at ``path``, with the owner and the mode that this layer tells."""
         if self.overrides and not stat.S_ISLNK(st.st_mode):
             try:
-                return owners.apply(st, os.getxattr(self.proc(fd, name), owners.OVERRIDE, follow_symlinks=False))
+                value = os.getxattr(path, owners.OVERRIDE, follow_symlinks=isinstance(path, int))
+                return owners.apply(st, value)
             except OSError as error:
                 if error.errno not in _NO_XATTRS:
                     raise
@@ -239,13 +252,31 @@ class DirectoryLayer:
 
     def open(self, d: LayerDir, name: bytes, flags: int) -> FdFile:
         fd = self.fd(d)
-        flags |= os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            self.check_writable()
+        n = self._open(fd, name, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        file = FdFile(self, n)
+        mode = os.fstat(n).st_mode
+        if not stat.S_ISREG(mode):
+            number = errno.EISDIR if stat.S_ISDIR(mode) else errno.ENXIO
+            raise OSError(number, os.strerror(number), name)
+        return file
+
+    def _open(self, fd: Fd, name: bytes, flags: int) -> int:
         if self._noatime:
             try:
-                return FdFile(os.open(name, flags | self._noatime, dir_fd=fd.n))
+                return os.open(name, flags | self._noatime, dir_fd=fd.n)
             except PermissionError:
                 pass  # root of a user namespace and a file of somebody it does not map
-        return FdFile(os.open(name, flags, dir_fd=fd.n))
+        return os.open(name, flags, dir_fd=fd.n)
+
+    def check_writable(self) -> None:
+        """Raise ``EROFS``, unless this is a writable layer."""
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def set_attributes(self, path: int | bytes, mode: int | None, uid: int | None, gid: int | None) -> None:  # noqa: ARG002
+        """Change owner and permission bits of the object at ``path``, or of the open file; ``EROFS`` here."""
+        self.check_writable()
 
     # Attributes
 
@@ -302,6 +333,10 @@ class DirectoryLayer:
             self._uuid_known = True
         return None if self._uuid is None else overlay_handle(fd.n, name, self._uuid)
 
+    @property
+    def record(self) -> bytes | None:
+        return self.root_attribute(whiteout.RECORD)
+
     def root_attribute(self, mark: bytes) -> bytes | None:
         """The value of one of overlayfs's or our own attributes on the layer's root."""
         return self._value(self.fd(self.root).n, mark)
@@ -312,4 +347,3 @@ class DirectoryLayer:
 
     def close(self) -> None:
         KEPT.forget(self)
-

@@ -112,6 +112,10 @@ class Layer(Protocol):
     def has_inos(self) -> bool:
         """Whether entries here may carry ``Marks.ino``; a layer that never was an upper of ours says no."""
 
+    @property
+    def record(self) -> bytes | None:
+        """What ``finish_freeze`` recorded; ``None`` for a layer that no commit made."""
+
     def scan(self, d: LayerDir) -> dict[bytes, int]:
         """All entries of ``d``: name to ``DT_*``, whiteouts as ``DT_WHT``. The caller may keep and change it."""
 
@@ -199,5 +203,9 @@ class WritableLayer(Layer, Protocol):
     def begin_freeze(self, destination: str | None) -> WritableLayer:
         """An empty upper that waits, with this root's metadata, to take this one's place."""
 
+    def drop_freeze(self, fresh: WritableLayer) -> None:
+        """Undo ``begin_freeze``: the empty upper was not needed."""
+
     def finish_freeze(self, fresh: WritableLayer, record: bytes) -> None:
-        """In one step: ``fresh`` is the upper, and this layer stands frozen at the destination, with ``record`` on it."""
+        """In one step: ``fresh`` is the upper, and this layer stands frozen at the destination, with ``record``
+        on it."""

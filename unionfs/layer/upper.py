@@ -17,6 +17,7 @@ from typing import Self
 
 from unionfs._sys.filehandle import can_use_trusted
 from unionfs._sys.rename import RENAME_EXCHANGE, RENAME_WHITEOUT, renameat2
+from unionfs._sys.umask import umask
 from unionfs.errors import LayerError, UpperBusyError
 from unionfs.layer import owners, whiteout
 from unionfs.layer.descriptors import Fd
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DENIED = frozenset({errno.EPERM, errno.EINVAL, errno.EOVERFLOW})
+# Rights that an unprivileged owner keeps, to do what root could do without.
+_NEEDED = {stat.S_IFDIR: 0o700, stat.S_IFREG: 0o600}
 
 
 def _lock(fd: int, path: str) -> None:
@@ -63,8 +66,11 @@ class UpperDirectory(DirectoryLayer):
         self.work = os.path.realpath(work)
         inside = os.path.commonpath([self.path, self.work])
         if inside in (self.path, self.work):
-            raise LayerError(errno.EINVAL, "the work directory and the upper directory must stand side by side", self.work)
+            raise LayerError(
+                errno.EINVAL, "the work directory and the upper directory must stand side by side", self.work
+            )
         self._counter = itertools.count()
+        self._frozen = False
         try:
             self._work_lock = Fd(_make(self.work))
             self._upper_lock = Fd(os.open(self.path, _OPEN_DIR))
@@ -80,9 +86,7 @@ class UpperDirectory(DirectoryLayer):
             raise LayerError(errno.EXDEV, "the work directory must be on the upper's file system", self.work)
         self._set_areas(staging, index)
         self._prefix = (
-            whiteout.TRUSTED
-            if (can_use_trusted(self._upper_lock.n) if trusted is None else trusted)
-            else whiteout.USER
+            whiteout.TRUSTED if (can_use_trusted(self._upper_lock.n) if trusted is None else trusted) else whiteout.USER
         )
         self._privileged = os.geteuid() == 0
         for name in self.scan(self.staging):
@@ -120,22 +124,40 @@ class UpperDirectory(DirectoryLayer):
 
     # New entries
 
+    def check_writable(self) -> None:
+        """Raise ``EROFS`` once this layer is frozen."""
+        if self._frozen:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), self.path)
+
+    def _into(self, d: LayerDir) -> Fd:
+        """The open directory, in order to change what it holds."""
+        self.check_writable()
+        return self.fd(d)
+
     def mkdir(self, d: LayerDir, name: bytes, mode: int) -> LayerDir:
-        fd = self.fd(d)
-        os.mkdir(name, mode, dir_fd=fd.n)
+        fd = self._into(d)
+        real = mode if self._privileged else mode | 0o700
+        os.mkdir(name, real, dir_fd=fd.n)
+        if real != mode:
+            self._narrow(self.proc(fd, name), mode)
         return d.child(name)
 
     def create(self, d: LayerDir, name: bytes, mode: int) -> FdFile:
-        fd = self.fd(d)
+        fd = self._into(d)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         real = mode if self._privileged else mode | 0o600
-        file = FdFile(os.open(name, flags, real, dir_fd=fd.n))
+        file = FdFile(self, os.open(name, flags, real, dir_fd=fd.n))
         if real != mode:
-            self._override(d, name, mode=mode)
+            self._narrow(self.proc(fd, name), mode)
         return file
 
+    def _narrow(self, path: bytes, mode: int) -> None:
+        """Record that a new object has less rights than we need for ourselves."""
+        st = os.stat(path, follow_symlinks=False)
+        self._override(path, st, mode=stat.S_IFMT(st.st_mode) | stat.S_IMODE(st.st_mode) & mode)
+
     def mknod(self, d: LayerDir, name: bytes, mode: int, rdev: int) -> None:
-        fd = self.fd(d)
+        fd = self._into(d)
         try:
             os.mknod(name, mode, rdev, dir_fd=fd.n)
         except PermissionError:
@@ -143,32 +165,33 @@ class UpperDirectory(DirectoryLayer):
                 raise
             log.debug("%s: no right to make a device, recorded in %s", name, owners.OVERRIDE)
             self.create(d, name, 0o600).close()
-            self._override(d, name, mode=mode, rdev=rdev)
+            path = self.proc(fd, name)
+            self._override(path, os.stat(path, follow_symlinks=False), mode=mode & ~umask(), rdev=rdev)
 
     def symlink(self, d: LayerDir, name: bytes, target: bytes) -> None:
-        fd = self.fd(d)
+        fd = self._into(d)
         os.symlink(target, name, dir_fd=fd.n)
 
     def link(self, d: LayerDir, name: bytes, d2: LayerDir, name2: bytes) -> None:
-        fd, fd2 = self.fd(d), self.fd(d2)
+        fd, fd2 = self._into(d), self.fd(d2)
         os.link(name, name2, src_dir_fd=fd.n, dst_dir_fd=fd2.n, follow_symlinks=False)
 
     def whiteout(self, d: LayerDir, name: bytes) -> None:
-        fd = self.fd(d)
+        fd = self._into(d)
         os.mknod(name, stat.S_IFCHR, 0, dir_fd=fd.n)
 
     # Names that go and move
 
     def unlink(self, d: LayerDir, name: bytes) -> None:
-        fd = self.fd(d)
+        fd = self._into(d)
         os.unlink(name, dir_fd=fd.n)
 
     def rmdir(self, d: LayerDir, name: bytes) -> None:
-        fd = self.fd(d)
+        fd = self._into(d)
         os.rmdir(name, dir_fd=fd.n)
 
     def rename(self, d: LayerDir, name: bytes, d2: LayerDir, name2: bytes, flags: int = 0) -> None:
-        fd, fd2 = self.fd(d), self.fd(d2)
+        fd, fd2 = self._into(d), self.fd(d2)
         try:
             renameat2(fd.n, name, fd2.n, name2, flags)
         except OSError as error:
@@ -177,25 +200,34 @@ class UpperDirectory(DirectoryLayer):
             log.info("%s: no RENAME_WHITEOUT here, done in two steps", self.path)
             temp = self.temp_name()
             self.whiteout(self.staging, temp)
-            os.rename(name, name2, src_dir_fd=fd.n, dst_dir_fd=fd2.n)
+            try:
+                os.rename(name, name2, src_dir_fd=fd.n, dst_dir_fd=fd2.n)
+            except OSError:
+                self.unlink(self.staging, temp)
+                raise
             os.rename(temp, name, src_dir_fd=self.fd(self.staging).n, dst_dir_fd=fd.n)
 
     def clear(self, d: LayerDir, name: bytes) -> None:
-        fd = self.fd(d)
-        try:
-            os.unlink(name, dir_fd=fd.n)
-            return
-        except IsADirectoryError:
-            pass
-        if not self._privileged:
-            os.chmod(name, 0o700, dir_fd=fd.n)
-        child = LayerDir(self, d, name)
-        # Not through scan: here a file is a file, whatever it stands for.
-        with os.scandir(self.fd(child).n) as found:
-            names = [os.fsencode(entry.name) for entry in found]
-        for below in names:
-            self.clear(child, below)
-        os.rmdir(name, dir_fd=fd.n)
+        self.check_writable()
+        pending = [(d, name, False)]
+        while pending:
+            d, name, emptied = pending.pop()
+            fd = self.fd(d)
+            if emptied:
+                os.rmdir(name, dir_fd=fd.n)
+                continue
+            try:
+                os.unlink(name, dir_fd=fd.n)
+                continue
+            except IsADirectoryError:
+                pass
+            if not self._privileged:
+                os.chmod(name, 0o700, dir_fd=fd.n)
+            pending.append((d, name, True))
+            child = d.child(name)
+            # Not through scan: here a file is a file, whatever it stands for.
+            with os.scandir(self.fd(child).n) as found:
+                pending.extend((child, os.fsencode(entry.name), False) for entry in found)
 
     # Metadata
 
@@ -208,103 +240,96 @@ class UpperDirectory(DirectoryLayer):
         gid: int | None = None,
         times: tuple[int, int] | None = None,
     ) -> None:
-        fd = self.fd(d)
-        if self.overrides or not self._privileged:
-            self._setattr_recorded(d, name, fd, mode, uid, gid)
-        else:
-            if uid is not None or gid is not None:
-                try:
-                    os.chown(
-                        name,
-                        -1 if uid is None else uid,
-                        -1 if gid is None else gid,
-                        dir_fd=fd.n,
-                        follow_symlinks=False,
-                    )
-                except OSError as error:
-                    if error.errno not in _DENIED:
-                        raise
-                    self._override(d, name, uid=uid, gid=gid)
-            if mode is not None:
-                os.chmod(name, stat.S_IMODE(mode), dir_fd=fd.n)
+        fd = self._into(d)
+        self.set_attributes(self.proc(fd, name), mode, uid, gid)
         if times is not None:
             os.utime(name, ns=times, dir_fd=fd.n, follow_symlinks=False)
 
-    def _setattr_recorded(
-        self, d: LayerDir, name: bytes, fd: Fd, mode: int | None, uid: int | None, gid: int | None
-    ) -> None:
-        now = self.stat(d, name)
-        uid = now.st_uid if uid is None else uid
-        gid = now.st_gid if gid is None else gid
-        wanted = stat.S_IMODE(now.st_mode if mode is None else mode)
-        if stat.S_ISLNK(now.st_mode):
-            if (uid, gid) != (now.st_uid, now.st_gid):
-                try:
-                    os.chown(name, uid, gid, dir_fd=fd.n, follow_symlinks=False)
-                except PermissionError:
-                    log.info("%s: the owner of a symbolic link can't be kept without root", name)
-            return
-        try:
-            os.chown(name, uid, gid, dir_fd=fd.n, follow_symlinks=False)
-            refused = False
-        except OSError as error:
-            if error.errno not in _DENIED:
-                raise
-            refused = True
-        needed = 0 if self._privileged else (0o700 if stat.S_ISDIR(now.st_mode) else 0o600)
-        os.chmod(name, wanted | needed, dir_fd=fd.n)
-        real = os.stat(name, dir_fd=fd.n, follow_symlinks=False)
-        if refused or stat.S_IMODE(real.st_mode) != wanted or stat.S_IFMT(real.st_mode) != stat.S_IFMT(now.st_mode):
-            self._override(d, name, mode=stat.S_IFMT(now.st_mode) | wanted, uid=uid, gid=gid)
-        elif self.overrides:
-            self._drop_override(fd, name)
+    def set_attributes(self, path: int | bytes, mode: int | None, uid: int | None, gid: int | None) -> None:
+        """Change owner and permission bits of the object at ``path``, or of the open file.
 
-    def _drop_override(self, fd: Fd, name: bytes) -> None:
+        What this process may not set is recorded. ``EOPNOTSUPP`` for the mode of a symbolic link: it has none.
+        """
+        if mode is uid is gid is None:
+            return
+        follow = isinstance(path, int)
+        now = self.owned(path, os.stat(path, follow_symlinks=follow))
+        link = stat.S_ISLNK(now.st_mode)
+        if link and mode is not None:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        recorded = self.overrides or not self._privileged
+        refused = False
+        if recorded or uid is not None or gid is not None:
+            uid = now.st_uid if uid is None else uid
+            gid = now.st_gid if gid is None else gid
+            try:
+                os.chown(path, uid, gid, follow_symlinks=follow)
+            except OSError as error:
+                if error.errno not in _DENIED:
+                    raise
+                refused = True
+        if link:
+            if refused and (uid, gid) != (now.st_uid, now.st_gid):
+                log.info("%s: the owner of a symbolic link can't be kept without root", path)
+            return
+        wanted = stat.S_IMODE(now.st_mode if mode is None else mode)
+        if recorded or mode is not None:
+            needed = 0 if self._privileged else _NEEDED.get(stat.S_IFMT(now.st_mode), 0)
+            os.chmod(path, wanted | needed)
+        if recorded or refused:
+            real = os.stat(path, follow_symlinks=follow)
+            if refused or real.st_mode != stat.S_IFMT(now.st_mode) | wanted:
+                self._override(path, now, mode=stat.S_IFMT(now.st_mode) | wanted, uid=uid, gid=gid)
+            else:
+                self._drop_override(path)
+
+    def _drop_override(self, path: int | bytes) -> None:
         try:
-            os.removexattr(self.proc(fd, name), owners.OVERRIDE, follow_symlinks=False)
+            os.removexattr(path, owners.OVERRIDE, follow_symlinks=isinstance(path, int))
         except OSError as error:
             if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP, errno.EPERM):
                 raise
 
     def _override(
         self,
-        d: LayerDir,
-        name: bytes,
+        path: int | bytes,
+        now: os.stat_result,
         *,
-        mode: int | None = None,
+        mode: int,
         uid: int | None = None,
         gid: int | None = None,
         rdev: int | None = None,
     ) -> None:
+        """Record what the object at ``path``, of which a person sees ``now``, shall look like."""
         if not self.overrides:
             root = self.stat(self.root, b".")
             value = owners.encode(root.st_mode, root.st_uid, root.st_gid)
             os.setxattr(self.fd(self.root).n, owners.OVERRIDE, value)
             self.overrides = True
-        now = self.stat(d, name)
-        if mode is None:
-            mode = now.st_mode
-        elif not stat.S_IFMT(mode):
-            mode |= stat.S_IFMT(now.st_mode)
         value = owners.encode(
             mode,
             now.st_uid if uid is None else uid,
             now.st_gid if gid is None else gid,
             now.st_rdev if rdev is None else rdev,
         )
-        fd = self.fd(d)
-        os.setxattr(self.proc(fd, name), owners.OVERRIDE, value, follow_symlinks=False)
+        try:
+            os.setxattr(path, owners.OVERRIDE, value, follow_symlinks=isinstance(path, int))
+        except PermissionError:
+            if stat.S_ISREG(mode) or stat.S_ISDIR(mode):
+                raise
+            # user.* is for regular files and directories only (xattr(7)).
+            log.info("%s: the owner of a special file can't be kept without root", path)
 
     def setxattr(self, d: LayerDir, name: bytes, key: bytes, value: bytes, flags: int = 0) -> None:
-        fd = self.fd(d)
+        fd = self._into(d)
         os.setxattr(self.proc(fd, name), whiteout.escape(key), value, flags, follow_symlinks=False)
 
     def removexattr(self, d: LayerDir, name: bytes, key: bytes) -> None:
-        fd = self.fd(d)
+        fd = self._into(d)
         os.removexattr(self.proc(fd, name), whiteout.escape(key), follow_symlinks=False)
 
     def set_marks(self, d: LayerDir, name: bytes, marks: Marks) -> None:
-        fd = self.fd(d)
+        fd = self._into(d)
         path = self.proc(fd, name)
         old = whiteout.encode(self.marks(d, name))
         new = whiteout.encode(marks)
@@ -337,6 +362,7 @@ class UpperDirectory(DirectoryLayer):
     def begin_freeze(self, destination: str | None) -> WritableLayer:
         """See ``WritableLayer``. ``destination``: a path that does not exist yet, or an empty directory, on the upper's
         file system; by default the next free number in ``<upper>.layers``. Raises ``LayerError``."""
+        self.check_writable()
         if destination is None:
             base = self.path + ".layers"
             os.makedirs(base, exist_ok=True)
@@ -363,6 +389,7 @@ class UpperDirectory(DirectoryLayer):
         DirectoryLayer.__init__(fresh, path)
         fresh._lost_uids, fresh._lost_gids = self._lost_uids, self._lost_gids
         fresh.volatile, fresh.work, fresh._prefix = self.volatile, self.work, self._prefix
+        fresh._frozen = False
         fresh._privileged, fresh._counter, fresh._work_lock = self._privileged, self._counter, self._work_lock
         fresh._upper_lock = Fd(os.open(path, _OPEN_DIR))
         _lock(fresh._upper_lock.n, path)
@@ -381,8 +408,17 @@ class UpperDirectory(DirectoryLayer):
         os.utime(fresh._upper_lock.n, ns=(st.st_atime_ns, st.st_mtime_ns))
         return fresh
 
+    def drop_freeze(self, fresh: WritableLayer) -> None:
+        assert isinstance(fresh, UpperDirectory)
+        with os.scandir(fresh.path) as found:
+            names = [os.fsencode(entry.name) for entry in found]
+        for name in names:
+            fresh.clear(fresh.root, name)
+        os.rmdir(fresh.path)
+
     def finish_freeze(self, fresh: WritableLayer, record: bytes) -> None:
         assert isinstance(fresh, UpperDirectory)
+        self.check_writable()
         os.setxattr(self._upper_lock.n, self._key(whiteout.RECORD), record)
         here, there = os.path.split(os.fsencode(self.path)), os.path.split(os.fsencode(fresh.path))
         fd, fd2 = Fd(os.open(here[0], _OPEN_DIR)), Fd(os.open(there[0], _OPEN_DIR))
@@ -392,6 +428,7 @@ class UpperDirectory(DirectoryLayer):
             os.fsync(fd.n)
             os.fsync(fd2.n)
         del self._upper_lock, self._work_lock
+        self._frozen = True
 
     def close(self) -> None:
         super().close()

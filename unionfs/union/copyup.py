@@ -7,11 +7,13 @@ lock.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import stat
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import attrs
@@ -125,9 +127,16 @@ def _publish(tree: TreeReader, temp: bytes, parent: LayerDir, name: bytes) -> No
     """Move the staged object into place; a copy-up does not show in the directory's times."""
     upper = tree.upper
     assert upper is not None
-    before = upper.stat(parent, b".")
-    upper.rename(upper.staging, temp, parent, name)
-    upper.setattr(parent, b".", times=(before.st_atime_ns, before.st_mtime_ns))
+    with kept_times(upper, parent):
+        upper.rename(upper.staging, temp, parent, name)
+
+
+@contextlib.contextmanager
+def kept_times(upper: WritableLayer, d: LayerDir) -> Iterator[None]:
+    """What is done to the entries of ``d`` does not show in its times."""
+    before = upper.stat(d, b".")
+    yield
+    upper.setattr(d, b".", times=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def copy_up_file(tree: TreeReader, n: FileNode, *, data: bool = True, limit: int | None = None) -> None:

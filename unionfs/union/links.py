@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from unionfs.layer.protocol import LayerDir, Marks, WritableLayer
+from unionfs.union.copyup import kept_times
 from unionfs.union.node import UNKNOWN, DirNode, FileNode
 
 if TYPE_CHECKING:
@@ -37,6 +38,52 @@ class Links:
         """Read the upper's index anew: at start, and after a commit."""
         upper = self._tree.upper
         self._indexed = set() if upper is None or upper.index is None else set(upper.scan(upper.index))
+
+    def in_index(self) -> list[FileNode]:
+        """The nodes that are kept in the index, after looking up those that nobody asked for yet."""
+        upper = self._upper()
+        missing = self._indexed - {n.handle for n in self._nodes.values() if n.handle is not None}
+        for handle in missing:
+            index = self._index()
+            st = upper.stat(index, handle)
+            known = self._nodes.get((st.st_dev, st.st_ino))
+            if known is None:
+                known = FileNode(None, handle, st.st_mode >> 12, index, handle)
+                known.names = {}
+                self._read_count(known, upper.marks(index, handle), st, None)
+                self._nodes[st.st_dev, st.st_ino] = known
+                self._tree.settle_number(known, st)
+            known.home, known.lname, known.handle = index, handle, handle
+        return [n for n in self.nodes() if n.handle is not None]
+
+    def names_below(self, n: FileNode) -> int:
+        """How many names of an object in the index only layers below the upper have, or nobody asked for yet."""
+        st = self._upper().stat(n.home, n.lname)
+        known = sum(1 for in_upper in (n.names or {}).values() if in_upper)
+        return st.st_nlink + n.nlink_delta - known
+
+    def leave_index(self, n: FileNode) -> None:
+        """All names of the object are in the upper: the index need not keep it."""
+        upper = self._upper()
+        assert n.handle is not None
+        upper.unlink(self._index(), n.handle)
+        self._indexed.discard(n.handle)
+        n.handle = None
+        n.nlink_delta = 0
+        for (d, name), in_upper in (n.names or {}).items():
+            if in_upper:
+                n.home, n.lname = self._tree.sources(d)[0], name
+                marks = upper.marks(n.home, n.lname)
+                upper.set_marks(n.home, n.lname, attrs.evolve(marks, nlink=None, origin=None))
+                return
+
+    def frozen(self) -> None:
+        """The upper is a lower now: no name is in the new one yet."""
+        self.reload()
+        for n in self.nodes():
+            for key in n.names or ():
+                assert n.names is not None
+                n.names[key] = False
 
     def nodes(self) -> list[FileNode]:
         """All nodes that are known to have, or to have had, several names."""
@@ -82,9 +129,9 @@ class Links:
     def _from_upper(self, n: FileNode, st: os.stat_result) -> None:
         """Found under a name in the upper: is it kept in the index too?"""
         marks = n.home.layer.marks(n.home, n.lname)
-        self._read_count(n, marks, st, None)
         handle = None if marks.origin is None else marks.origin.hex().encode()
         if handle is not None and handle in self._indexed:
+            self._read_count(n, marks, st, None)
             n.home, n.lname, n.handle = self._index(), handle, handle
 
     @staticmethod
@@ -164,7 +211,8 @@ class Links:
         """Give the upper's object the name under which only a layer below had it."""
         upper = self._upper()
         assert n.names is not None
-        upper.link(n.home, n.lname, parent, name)
+        with kept_times(upper, parent):
+            upper.link(n.home, n.lname, parent, name)
         n.names[d, name] = True
         n.nlink_delta -= 1
         self.record(n)

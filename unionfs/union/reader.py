@@ -19,6 +19,13 @@ NAME_MAX = 255
 _MAX_SYMLINKS = 40
 
 
+def _nothing() -> Layer:
+    """A layer without entries: what is below an upper that stands alone."""
+    from unionfs.layer.memory import MemoryLayer
+
+    return MemoryLayer()
+
+
 def fail(number: int, *names: bytes) -> OSError:
     """The ``OSError`` of this errno."""
     return OSError(number, os.strerror(number), *names)
@@ -61,6 +68,9 @@ class TreeReader:
         self.cache = PathCache()
         self.changes = 0
         self.links = Links(self)
+        self.writers: set[FileNode] = set()
+        self.orphans: set[FileNode] = set()
+        self._below: TreeReader | None = None
         self._subscribers: list[Callable[[Node, bytes | None], None]] = []
         self.root = DirNode(None, b"")
         self.root.srcs = self.resolver.roots()
@@ -399,13 +409,43 @@ class TreeReader:
         """``opened`` reads or writes ``n`` from now on."""
         with self.lock:
             n.open = [*(n.open or ()), opened]
+            if opened.flags & os.O_ACCMODE != os.O_RDONLY:
+                self.writers.add(n)
 
     def released(self, n: FileNode, opened: Opened) -> None:
         """``opened`` does so no more."""
         with self.lock:
             n.open = [other for other in n.open or () if other is not opened] or None
+            if not any(other.flags & os.O_ACCMODE != os.O_RDONLY for other in n.open or ()):
+                self.writers.discard(n)
+            if n.open is None:
+                self.orphans.discard(n)
             if opened.flags & os.O_ACCMODE != os.O_RDONLY:
                 self.touched(n)
+
+    # The tree without its upper
+
+    def below(self) -> TreeReader:
+        """The layers below the upper as a tree of their own, to compare with."""
+        with self.lock:
+            if self._below is None:
+                lowers = [layer for layer in self.resolver.layers if layer is not self.upper]
+                self._below = TreeReader(lowers or [_nothing()])
+            return self._below
+
+    def know_all(self) -> None:
+        """Look every name up, so that all names of every hard link are known. It takes as long as a walk."""
+        todo = [self.root]
+        while todo:
+            d = todo.pop()
+            for name, _, _ in self.listdir(d):
+                node = self.lookup(d, name)
+                if isinstance(node, DirNode):
+                    todo.append(node)
+
+    def forget_below(self) -> None:
+        """The layers below are others now."""
+        self._below = None
 
     # Life
 

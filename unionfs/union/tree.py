@@ -338,6 +338,8 @@ class Tree(TreeReader):
                 self.links.forget(n)
             n.dead = True
             n.parent = None
+            if n.open:
+                self.orphans.add(n)
         self._gone(d, name, n)
 
     def lost_dir(self, n: DirNode, d: DirNode, name: bytes) -> None:
@@ -467,6 +469,10 @@ class Tree(TreeReader):
             home, name = self.home_of(n)
             upper.removexattr(home, name, key)
             self.touched(n)
+
+    def name_in_upper(self, n: FileNode, d: DirNode, name: bytes) -> None:
+        """Make the upper have this name of a hard link that it has under another."""
+        rename.in_upper_by_name(self, n, d, name)
 
     def _copy_up_metadata(self, n: Node) -> None:
         if isinstance(n, FileNode):
