@@ -102,8 +102,7 @@ def _record(tree: Tree, message: str, author: str, created_by: str, created: dat
     }
     record = json.dumps({key: value for key, value in entry.items() if value}, ensure_ascii=False).encode()
     if len(record) > _MAX_RECORD:
-        raise UnionError(f"the commit's message and author are {len(record)} bytes long, at most {_MAX_RECORD} are
-        kept")
+        raise UnionError(f"message and author of a commit are {len(record)} bytes long, at most {_MAX_RECORD} are kept")
     return record
 
 
@@ -147,8 +146,9 @@ def _complete_links(tree: Tree) -> None:
         tree.links.leave_index(n)
 
 
-def _move_writer(tree: Tree, upper: WritableLayer, fresh: WritableLayer, n: FileNode) -> list[tuple[DirNode, LayerDir,
-bytes]]:
+def _move_writer(
+    tree: Tree, upper: WritableLayer, fresh: WritableLayer, n: FileNode
+) -> list[tuple[DirNode, LayerDir, bytes]]:
     """Give the open file its names in the fresh upper, and the frozen layer a copy under them. Answers those names."""
     names = [key for key, in_upper in n.names.items() if in_upper] if n.names is not None else [(n.parent, n.name)]
     places: list[tuple[DirNode, LayerDir, bytes]] = []
