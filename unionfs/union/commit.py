@@ -10,7 +10,7 @@ The step itself is one exchange of two directories, whatever is in them. Two thi
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import json
 import logging
 import os
@@ -42,7 +42,7 @@ class LayerInfo:
     """The commit's random identifier; ``None`` for a layer that no commit made."""
     parent: str | None = None
     """The identifier of the layer below, if a commit made that."""
-    created: datetime.datetime | None = None
+    created: dt.datetime | None = None
     author: str = ""
     comment: str = ""
     created_by: str = ""
@@ -56,7 +56,7 @@ def commit(
     message: str = "",
     author: str = "",
     created_by: str = "",
-    created: datetime.datetime | None = None,
+    created: dt.datetime | None = None,
 ) -> LayerInfo:
     """Freeze the upper into a new topmost lower layer, and go on with an empty upper.
 
@@ -86,16 +86,16 @@ def commit(
         return info(upper)
 
 
-def _record(tree: Tree, message: str, author: str, created_by: str, created: datetime.datetime | None) -> bytes:
+def _record(tree: Tree, message: str, author: str, created_by: str, created: dt.datetime | None) -> bytes:
     if created is None:
-        created = datetime.datetime.now(datetime.UTC)
+        created = dt.datetime.now(dt.UTC)
     below = tree.resolver.layers[1:]
     if len(created_by) > _MAX_COMMAND:
         created_by = created_by[: _MAX_COMMAND - 1] + "…"
     entry = {
         "id": secrets.token_hex(16),
         "parent": info(below[0]).id if below else None,
-        "created": created.astimezone(datetime.UTC).isoformat().replace("+00:00", "Z"),
+        "created": created.astimezone(dt.UTC).isoformat().replace("+00:00", "Z"),
         "author": author,
         "comment": message,
         "created_by": created_by,
@@ -119,7 +119,7 @@ def info(layer: Layer) -> LayerInfo:
             layer.label,
             id=entry.get("id"),
             parent=entry.get("parent"),
-            created=None if created is None else datetime.datetime.fromisoformat(created),
+            created=None if created is None else dt.datetime.fromisoformat(created),
             author=str(entry.get("author", "")),
             comment=str(entry.get("comment", "")),
             created_by=str(entry.get("created_by", "")),
