@@ -101,6 +101,8 @@ class DirectoryLayer:
     user namespace does not map show as 0. Raises ``LayerError`` when the directory is missing or can't be read.
     """
 
+    immutable = True
+
     def __init__(
         self, path: str | os.PathLike[str], *, exclude: Iterable[str] = (), unmapped_as_root: bool = False
     ) -> None:
@@ -199,8 +201,7 @@ class DirectoryLayer:
 
     def _decode_files(self, d: LayerDir, fd: Fd, entries: dict[bytes, int]) -> None:
         """Regular files that stand for something else: whiteouts by attribute, and devices of an unprivileged owner."""
-        whiteouts = self._value(fd.n, whiteout.OPAQUE) == b"x"
-        if not whiteouts and not self.overrides:
+        if not self.overrides and not self._has_xwhiteouts(fd):
             return
         for name, dt in entries.items():
             if dt == DT_REG:
@@ -222,9 +223,7 @@ class DirectoryLayer:
 
     def _is_xwhiteout(self, d: LayerDir, name: bytes) -> bool:
         fd = self.fd(d)
-        if self._value(fd.n, whiteout.OPAQUE) != b"x":
-            return False
-        return whiteout.WHITEOUT in whiteout.mark_names(self._list(self.proc(fd, name)))
+        return self._has_xwhiteouts(fd) and whiteout.WHITEOUT in whiteout.mark_names(self._list(self.proc(fd, name)))
 
     def stat(self, d: LayerDir, name: bytes) -> os.stat_result:
         fd = self.fd(d)
@@ -296,6 +295,18 @@ class DirectoryLayer:
                 return []
             raise
 
+    def _keys(self, fd: Fd) -> list[str]:
+        """The names of all attributes of an open directory; of a layer that does not change, asked for once."""
+        keys = fd.keys
+        if keys is None:
+            keys = self._list(fd.n)
+            if self.immutable:
+                fd.keys = keys
+        return keys
+
+    def _has_xwhiteouts(self, fd: Fd) -> bool:
+        return bool(self._keys(fd)) and self._value(fd.n, whiteout.OPAQUE) == b"x"
+
     @staticmethod
     def _value(fd: int, mark: bytes) -> bytes | None:
         for key in DirectoryLayer._list(fd):
@@ -306,7 +317,7 @@ class DirectoryLayer:
     def marks(self, d: LayerDir, name: bytes) -> Marks:
         fd = self.fd(d)
         path: int | bytes = fd.n if name == b"." else self.proc(fd, name)
-        keys = self._list(path)
+        keys = self._keys(fd) if isinstance(path, int) else self._list(path)
         if not keys:
             return NO_MARKS
         names = whiteout.mark_names(keys)

@@ -16,8 +16,8 @@ import time
 from typing import Self
 
 from unionfs._sys.rename import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
+from unionfs._sys.umask import umask
 from unionfs.errors import LayerError
-from unionfs.layer import whiteout
 from unionfs.layer.objects import (
     NAME_MAX,
     PAGE,
@@ -40,15 +40,6 @@ _XATTR_SIZE_MAX = 65536
 
 # Device numbers of layers: the kernel counts its own, for file systems without a block device, from 0:1 up.
 _devices = itertools.count(1 << 19)
-
-
-def _umask() -> int:
-    # umask(2) can't be asked without being changed, for all threads; proc(5) can.
-    with open("/proc/self/status", "rb") as status:
-        for line in status:
-            if line.startswith(b"Umask:"):
-                return int(line[6:], 8)
-    return 0
 
 
 class MemoryFile:
@@ -274,8 +265,6 @@ class MemoryLayer:
     def scan(self, d: LayerDir) -> dict[bytes, int]:
         with self.lock:
             node = self._dir(d)
-            if not node.nlink:
-                raise error(errno.ENOENT, d.name)
             self.accessed(node)
             return {name: kind_of(found) for name, found in node.entries.items()}
 
@@ -334,11 +323,9 @@ class MemoryLayer:
     def handle(self, d: LayerDir, name: bytes) -> bytes | None:  # noqa: ARG002
         return None
 
-    def root_attribute(self, mark: bytes) -> bytes | None:
-        """The value of one of overlayfs's or our own attributes on the layer's root."""
-        if mark == whiteout.RECORD:
-            return self._record
-        return whiteout.encode(self.marks(self.root, b".")).get(mark)
+    @property
+    def record(self) -> bytes | None:
+        return self._record
 
     def statvfs(self) -> os.statvfs_result:
         total, free = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_AVPHYS_PAGES")
@@ -355,7 +342,7 @@ class MemoryLayer:
         return b"#%x" % next(self._counter)
 
     def mkdir(self, d: LayerDir, name: bytes, mode: int) -> LayerDir:
-        node = DirObject(mode & 0o1777 & ~_umask(), None)
+        node = DirObject(mode & 0o1777 & ~umask(), None)
         with self.lock:
             self._add(d, name, node)
             child = d.child(name)
@@ -363,7 +350,7 @@ class MemoryLayer:
             return child
 
     def create(self, d: LayerDir, name: bytes, mode: int) -> MemoryFile:
-        node = FileObject(stat.S_IFREG | stat.S_IMODE(mode) & ~_umask())
+        node = FileObject(stat.S_IFREG | stat.S_IMODE(mode) & ~umask())
         with self.lock:
             self._add(d, name, node)
             return MemoryFile(self, node, os.O_RDWR)
@@ -372,7 +359,7 @@ class MemoryLayer:
         kind = stat.S_IFMT(mode) or stat.S_IFREG
         if kind not in _SPECIAL:
             raise error(errno.EPERM if kind == stat.S_IFDIR else errno.EINVAL, name)
-        mode = kind | stat.S_IMODE(mode) & ~_umask()
+        mode = kind | stat.S_IMODE(mode) & ~umask()
         device = kind in (stat.S_IFCHR, stat.S_IFBLK)
         node = FileObject(mode) if kind == stat.S_IFREG else Object(mode, rdev if device else 0)
         with self.lock:
@@ -532,8 +519,10 @@ class MemoryLayer:
             for field in ("mode", "uid", "gid", "atime", "mtime", "ctime"):
                 setattr(root, field, getattr(here, field))
             root.xattrs = dict(here.xattrs)
-            root.marks = Marks(ino=here.marks.ino)
             return fresh
+
+    def drop_freeze(self, fresh: WritableLayer) -> None:
+        """Nothing: the fresh layer goes with its last user."""
 
     def finish_freeze(self, fresh: WritableLayer, record: bytes) -> None:
         assert isinstance(fresh, MemoryLayer)

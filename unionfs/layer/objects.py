@@ -72,7 +72,7 @@ class Object:
                 self.gid,
                 self.size,
                 *[at // 1_000_000_000 for at in times],
-                *[at / 1e9 for at in times],
+                *[at // 1_000_000_000 + 1e-9 * (at % 1_000_000_000) for at in times],
                 *times,
                 PAGE,
                 self.blocks,

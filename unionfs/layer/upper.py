@@ -52,6 +52,8 @@ class UpperDirectory(DirectoryLayer):
     Raises ``LayerError`` and ``UpperBusyError``.
     """
 
+    immutable = False
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -427,6 +429,7 @@ class UpperDirectory(DirectoryLayer):
         if not self.volatile:
             os.fsync(fd.n)
             os.fsync(fd2.n)
+        self.immutable = True
         del self._upper_lock, self._work_lock
         self._frozen = True
 
