@@ -25,22 +25,29 @@ if TYPE_CHECKING:
 RENAME_WHITEOUT = 4
 
 
-def check(n: Node, d2: DirNode, name2: bytes, n2: Node | None, flags: int) -> None:
+def check(n: Node, d: DirNode, n2: Node | None, d2: DirNode, name2: bytes, flags: int) -> None:
+    """What forbids to move ``n`` from ``d`` to ``d2``, in the order in which Linux asks (fs/namei.c, do_renameat2)."""
     if n2 is not None and flags == RENAME_NOREPLACE:
         raise fail(errno.EEXIST, name2)
-    if flags == RENAME_EXCHANGE:
-        if n2 is None:
-            raise fail(errno.ENOENT, name2)
-    elif n2 is not None and n2 is not n:
+    if n2 is None and flags == RENAME_EXCHANGE:
+        raise fail(errno.ENOENT, name2)
+    if _is_above(n, d2):
+        raise fail(errno.EINVAL, name2)
+    if n2 is not None and _is_above(n2, d):
+        raise fail(errno.EINVAL if flags == RENAME_EXCHANGE else errno.ENOTEMPTY, name2)
+    if flags != RENAME_EXCHANGE and n2 is not None and n2 is not n:
         if isinstance(n2, DirNode) and not isinstance(n, DirNode):
             raise fail(errno.EISDIR, name2)
         if isinstance(n, DirNode) and not isinstance(n2, DirNode):
             raise fail(errno.ENOTDIR, name2)
-    at: DirNode | None = d2
-    while isinstance(n, DirNode) and at is not None:
-        if at is n:
-            raise fail(errno.EINVAL, name2)
+
+
+def _is_above(n: Node, d: DirNode) -> bool:
+    """Whether ``n`` is ``d`` or one of the directories it is in."""
+    at: DirNode | None = d
+    while at is not None and at is not n:
         at = at.parent
+    return at is not None
 
 
 def _ready_tomove(tree: Tree, n: Node, d: DirNode, name: bytes, onto_lower: bool) -> LayerDir:

@@ -19,6 +19,8 @@ from unionfs.union.reader import NAME_MAX, TreeReader, fail
 
 T = TypeVar("T")
 
+_ACLS = b"system.posix_acl_"
+
 
 class Tree(TreeReader):
     """One tree from many layers, with changes in the upper: what every door of a union opens on.
@@ -136,6 +138,7 @@ class Tree(TreeReader):
     def link(self, n: Node, d: DirNode, name: bytes) -> None:
         """One name more for ``n``. ``EEXIST``; ``EPERM`` for a directory; ``ENOENT`` if it has no name left."""
         upper = self.writable()
+        self._check_new(d, name)
         if not isinstance(n, FileNode):
             raise fail(errno.EPERM, n.name)
         copy_up_file(self, n, data=not self.metacopy)
@@ -378,12 +381,11 @@ class Tree(TreeReader):
             if len(name2) > NAME_MAX:
                 raise fail(errno.ENAMETOOLONG, name2)
             n2 = self.lookup(d2, name2) if name2 in self.entries(d2) else None
-            rename.check(n, d2, name2, n2, flags)
-            if n is n2 and (flags != RENAME_EXCHANGE or (d, name) == (d2, name2)):
+            rename.check(n, d, n2, d2, name2, flags)
+            if n is n2:
                 return
             if flags == RENAME_EXCHANGE:
                 assert n2 is not None
-                rename.check(n2, d, name, n, flags)
                 rename.exchange(self, n, d, name, n2, d2, name2)
             else:
                 rename.move(self, n, d, name, n2, d2, name2)
@@ -461,9 +463,16 @@ class Tree(TreeReader):
             self.touched(n)
 
     def removexattr(self, n: Node, key: bytes) -> None:
-        """Remove an extended attribute. ``ENODATA``."""
+        """Remove an extended attribute. ``ENODATA``, but not for an ACL (acl(5)), which is there in the mode at least."""
         upper = self.writable()
-        self.getxattr(n, key)  # Nothing to remove is no reason to copy up.
+        if key.startswith(b"user.") and n.kind not in (DT_REG, DT_DIR):
+            raise fail(errno.EPERM, n.name)
+        try:
+            self.getxattr(n, key)  # Nothing to remove is no reason to copy up.
+        except OSError as error:
+            if error.errno != errno.ENODATA or not key.startswith(_ACLS):
+                raise
+            return
         self._copy_up_metadata(n)
         with self.lock:
             home, name = self.home_of(n)
