@@ -13,10 +13,12 @@ from unionfs.layer.protocol import LayerDir
 class Fd:
     """A descriptor that is closed when nobody holds it any more, so that no thread loses it in the middle of a call."""
 
-    __slots__ = ("_close", "n")
+    __slots__ = ("_close", "keys", "n")
 
     def __init__(self, n: int) -> None:
         self.n = n
+        self.keys: list[str] | None = None
+        """What a layer may keep about the directory for as long as it is open."""
         self._close: Callable[[int], None] = os.close
 
     def __del__(self) -> None:

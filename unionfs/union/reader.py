@@ -181,6 +181,20 @@ class TreeReader:
             entries[name] = node
             return node
 
+    def peek(self, d: DirNode, name: bytes) -> os.stat_result | None:
+        """What ``stat(lookup(d, name))`` would answer, without a node to remember; ``None`` where it takes a node to know."""
+        code = self.entries(d).get(name)
+        if not isinstance(code, int) or code & 15 == DT_DIR:
+            return None
+        home = self.sources(d)[-1 - (code >> 4)]
+        layer = home.layer
+        if layer.has_inos:
+            return None
+        st = layer.stat(home, name)
+        if st.st_nlink > 1 or (st.st_size and not st.st_blocks):
+            return None
+        return numbered(st, self.numbers.number(st), self.numbers.device, 1)
+
     def settle_number(self, n: Node, st: os.stat_result) -> None:
         """Give a new node its inode number; ``st``: what its layer says of it."""
         home, lname = self.home_of(n)
@@ -217,6 +231,7 @@ class TreeReader:
                 target = self.readlink(child)
                 if target.startswith(b"/"):
                     node = self.root
+                must_be_dir |= target.endswith(b"/") and not any(todo)
                 todo += target.split(b"/")[::-1]
                 continue
             node = child
@@ -266,7 +281,7 @@ class TreeReader:
             if not n.open:
                 raise fail(errno.ENOENT, n.name)
             st = n.open[0].file.stat()
-            return numbered(st, n.ino, self.numbers.device, max(0, st.st_nlink + n.nlink_delta))
+            return numbered(st, n.ino, self.numbers.device, 0)
         st = n.home.layer.stat(n.home, n.lname)
         if st.st_size and not st.st_blocks and n.kind == DT_REG:
             st = self._with_blocks(n, st)
