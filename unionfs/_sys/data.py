@@ -29,7 +29,8 @@ _fallocate = function("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, c
 
 
 def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    """``fallocate(2)`` with its mode bits. Raises ``OSError`` (``EOPNOTSUPP`` where the file system has no such thing)."""
+    """``fallocate(2)`` with its mode bits. Raises ``OSError`` (``EOPNOTSUPP`` where the file system has no such
+    thing)."""
     if _fallocate is None:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
     check(_fallocate(fd, mode, offset, length))
@@ -38,7 +39,7 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 def copy_data(src: int, dst: int, src_stat: os.stat_result, limit: int | None = None) -> None:
     """Make ``dst`` (a new, empty file) hold the first ``limit`` bytes of ``src`` (all of it by default).
 
-    Neither file's offset is used or moved. Raises ``OSError``: ``ENOSPC``, ``EIO`` ….
+    Neither file's offset is used; that of ``src`` moves where it has holes. Raises ``OSError``: ``ENOSPC``, ``EIO`` ….
     """
     size = src_stat.st_size if limit is None else min(limit, src_stat.st_size)
     if size == 0:
