@@ -314,7 +314,7 @@ class MemoryLayer:
     def getxattr(self, d: LayerDir, name: bytes, key: bytes) -> bytes:
         with self.lock:
             node = self._find(d, name)
-            check_key(key)
+            check_key(node, key, changing=False)
             value = node.xattrs.get(key)
             if value is None:
                 raise error(errno.ENODATA, name)
@@ -357,23 +357,26 @@ class MemoryLayer:
 
     def mknod(self, d: LayerDir, name: bytes, mode: int, rdev: int) -> None:
         kind = stat.S_IFMT(mode) or stat.S_IFREG
-        if kind not in _SPECIAL:
-            raise error(errno.EPERM if kind == stat.S_IFDIR else errno.EINVAL, name)
         mode = kind | stat.S_IMODE(mode) & ~umask()
         device = kind in (stat.S_IFCHR, stat.S_IFBLK)
         node = FileObject(mode) if kind == stat.S_IFREG else Object(mode, rdev if device else 0)
         with self.lock:
+            self._dir(d)
+            if kind not in _SPECIAL:
+                raise error(errno.EPERM if kind == stat.S_IFDIR else errno.EINVAL, name)
             self._add(d, name, node)
 
     def symlink(self, d: LayerDir, name: bytes, target: bytes) -> None:
-        if not target or len(target) >= PAGE:
-            raise error(errno.ENAMETOOLONG if target else errno.ENOENT, name)
         with self.lock:
+            self._dir(d)
+            if not target or len(target) >= PAGE:
+                raise error(errno.ENAMETOOLONG if target else errno.ENOENT, name)
             self._add(d, name, SymlinkObject(target))
 
     def link(self, d: LayerDir, name: bytes, d2: LayerDir, name2: bytes) -> None:
         with self.lock:
-            node = self._find(d, name)
+            source, _ = self._dir(d), self._dir(d2)
+            node = self._entry(source, name)
             into = self._place(d2, name2)
             if isinstance(node, DirObject):
                 raise error(errno.EPERM, name)
@@ -406,12 +409,12 @@ class MemoryLayer:
             self._lost(self._take(self._dir(d), name))
 
     def rename(self, d: LayerDir, name: bytes, d2: LayerDir, name2: bytes, flags: int = 0) -> None:
-        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT) or (
-            flags & RENAME_EXCHANGE and flags != RENAME_EXCHANGE
-        ):
-            raise error(errno.EINVAL, name)
         with self.lock:
             src, dst = self._dir(d), self._dir(d2)
+            if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT) or (
+                flags & RENAME_EXCHANGE and flags != RENAME_EXCHANGE
+            ):
+                raise error(errno.EINVAL, name)
             if {name, name2} & {b".", b".."}:
                 raise error(errno.EBUSY, name)
             node = self._find_to_change(d, name)
@@ -475,13 +478,11 @@ class MemoryLayer:
     def setxattr(self, d: LayerDir, name: bytes, key: bytes, value: bytes, flags: int = 0) -> None:
         with self.lock:
             node = self._find_to_change(d, name)
-            check_key(key)
-            if key.startswith(b"user.") and not isinstance(node, (DirObject, FileObject)):
-                raise error(errno.EPERM, name)
             if flags & ~(os.XATTR_CREATE | os.XATTR_REPLACE):
                 raise error(errno.EINVAL, name)
             if len(value) > _XATTR_SIZE_MAX:
                 raise error(errno.E2BIG, name)
+            check_key(node, key, changing=True)
             if flags & os.XATTR_CREATE and key in node.xattrs:
                 raise error(errno.EEXIST, name)
             if flags & os.XATTR_REPLACE and key not in node.xattrs:
@@ -492,7 +493,7 @@ class MemoryLayer:
     def removexattr(self, d: LayerDir, name: bytes, key: bytes) -> None:
         with self.lock:
             node = self._find_to_change(d, name)
-            check_key(key)
+            check_key(node, key, changing=True)
             if key not in node.xattrs:
                 raise error(errno.ENODATA, name)
             del node.xattrs[key]

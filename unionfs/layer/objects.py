@@ -154,8 +154,10 @@ def kind_of(node: Object) -> int:
     return DT_WHT if dt == DT_CHR and not node.rdev else dt
 
 
-def check_key(key: bytes) -> None:
-    """The rules of xattr(7) for names."""
+def check_key(node: Object, key: bytes, changing: bool) -> None:
+    """The rules of xattr(7) for names, in the kernel's order."""
+    if key.startswith(b"user.") and not isinstance(node, (DirObject, FileObject)):
+        raise error(errno.EPERM if changing else errno.ENODATA, key)
     if key in _ACLS:
         return
     if not key.startswith(_SPACES):
