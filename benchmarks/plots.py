@@ -133,9 +133,7 @@ def _panel(axis: Any, title: str, rows: Sequence[Row]) -> None:
     for i, row in enumerate(rows):
         ratio = slowness(row, base) if base else None
         if ratio is None or row.median is None:
-            axis.text(
-                0.02, i, (row.reason or "–").split(":")[0][:60], va="center", fontsize=6.5, color=GREY, clip_on=True
-            )
+            axis.text(0.02, i, (row.reason or "–")[:44], va="center", fontsize=6.5, color=GREY, clip_on=True)
             continue
         top = max(top, ratio)
         axis.barh(i, ratio, color=COLOURS[row.contender], height=0.7)
@@ -203,7 +201,7 @@ def _copyup(plt: Any, rows: Sequence[Row]) -> Any:
     left.set_title("time to change one byte of a lower file", loc="left")
     right.set_title("the same as throughput", loc="left")
     _time_axis(left.yaxis)
-    right.set_yticks([(1 << 20) * 10.0**k for k in range(1, 5)])
+    right.set_yticks([10 << 20, 100 << 20, 1 << 30, 10 << 30])
     right.yaxis.set_major_formatter(lambda value, _position: quantity(value, "B/s"))
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", frameon=False)

@@ -26,7 +26,7 @@ from benchmarks.scratch import PREFIX, Scratch, Unsupported
 from benchmarks.views import View
 
 SECONDS_A_MEASUREMENT = 150
-SECONDS_A_CONTENDER = 12.0
+SECONDS_A_CONTENDER = 8.0
 
 Readings = Iterator[tuple[str, float]]
 Measure = Callable[[Contender], Readings]

@@ -10,7 +10,7 @@ from benchmarks.views import View
 
 BATCH_SECONDS = 0.02
 BATCHES = 5
-LOOKUP_SECONDS = 4.0
+LOOKUP_SECONDS = 2.0
 CHUNK = 50
 
 
@@ -53,7 +53,7 @@ def time_of_call(
 def time_names(view: View, paths: Sequence[str], *, found: bool) -> tuple[float, float]:
     """Seconds to stat the first of `paths`, and seconds a name to stat them all, once each.
 
-    When they take more than four seconds, those left are taken to cost what the others did; not the first,
+    When they take more than two seconds, those left are taken to cost what the others did; not the first,
     which may have had to open and list everything. Without `found` each of them has to be missing.
     """
     arguments = [view.prefix + path for path in paths]
