@@ -40,7 +40,15 @@ class Walker:
         self.layers = layers
 
     def place(self) -> tuple[list[bytes], bytes]:
-        path = [self.rng.choice(self.NAMES[:3]) for _ in range(self.rng.randrange(3))]
+        layer = self.layers[0]
+        d, path = layer.root, []
+        while self.rng.random() < 0.6:
+            known = [name for name, dt in layer.scan(d).items() if dt == DT_DIR]
+            if not known or self.rng.random() < 0.1:
+                path += [self.rng.choice(self.NAMES[:3]) for _ in range(self.rng.randrange(3))]
+                break
+            path.append(self.rng.choice(known))
+            d = d.child(path[-1])
         return path, self.rng.choices(self.NAMES, self.WEIGHTS)[0]
 
     @staticmethod
@@ -125,7 +133,7 @@ class Walker:
                         line += [st.st_size, layer.readlink(d, name)]
                     elif dt == DT_DIR:
                         pending.append(d.child(name))
-                    if st.st_mtime_ns < 2 * OLD // 2 + 10**9:
+                    if st.st_mtime_ns < OLD + 10**9:
                         line.append(st.st_mtime_ns)
                     lines.append(line)
             seen.append(lines)

@@ -34,6 +34,7 @@ from unionfs.layer.pages import error
 from unionfs.layer.protocol import LayerDir, Marks, WritableLayer
 from unionfs.layer.trees import Tree, populate
 
+_SELF = (b".", b"..")
 _DAY = 86_400_000_000_000
 _SPECIAL = frozenset({stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})
 _XATTR_SIZE_MAX = 65536
@@ -45,12 +46,13 @@ _devices = itertools.count(1 << 19)
 class MemoryFile:
     """An open file of a memory layer (``LayerFile``)."""
 
-    __slots__ = ("_flags", "_layer", "_node")
+    __slots__ = ("_flags", "_layer", "_node", "staged")
 
     def __init__(self, layer: MemoryLayer, node: FileObject, flags: int) -> None:
         self._layer = layer
         self._node: FileObject | None = node
         self._flags = flags
+        self.staged: bytes | None = None
 
     def _held(self, access: int | None = None, refusal: int = errno.EBADF) -> FileObject:
         node = self._node
@@ -128,8 +130,25 @@ class MemoryFile:
             self._layer.check_changeable(node.nlink)
             set_attributes(node, mode, uid, gid, times)
 
+    def listxattr(self) -> list[bytes]:
+        return list(self._held().xattrs)
 
-class MemoryLayer:
+    def getxattr(self, key: bytes) -> bytes:
+        try:
+            return self._held().xattrs[key]
+        except KeyError:
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
+
+    def setxattr(self, key: bytes, value: bytes) -> None:
+        with self._layer.lock:
+            node = self._held()
+            self._layer.check_changeable(node.nlink)
+            check_key(node, key, changing=True)
+            node.xattrs[key] = value
+            node.changed()
+
+
+class MemoryLayer(StagedByName):
     """A layer in memory (``WritableLayer``). Threads may share it.
 
     ::
@@ -218,7 +237,7 @@ class MemoryLayer:
         node = self._dir(d)
         if len(name) > NAME_MAX:
             raise error(errno.ENAMETOOLONG, name)
-        if name in node.entries or name in (b".", b".."):
+        if name in node.entries or name in _SELF:
             raise error(errno.EEXIST, name)
         if not name or not node.nlink:
             raise error(errno.ENOENT, name)
@@ -253,7 +272,9 @@ class MemoryLayer:
 
     def _add(self, d: LayerDir, name: bytes, node: Object) -> None:
         """Give a new object its first name."""
-        into = self._place(d, name)
+        self._put_new(self._place(d, name), name, node)
+
+    def _put_new(self, into: DirObject, name: bytes, node: Object) -> None:
         if into.mode & stat.S_ISGID:
             node.gid = into.gid
             if isinstance(node, DirObject):
@@ -415,8 +436,9 @@ class MemoryLayer:
                 flags & RENAME_EXCHANGE and flags != RENAME_EXCHANGE
             ):
                 raise error(errno.EINVAL, name)
-            if {name, name2} & {b".", b".."}:
-                raise error(errno.EBUSY, name)
+            if name in _SELF or name2 in _SELF:
+                taken = name not in _SELF and flags & RENAME_NOREPLACE
+                raise error(errno.EEXIST if taken else errno.EBUSY, name)
             node = self._find_to_change(d, name)
             if len(name2) > NAME_MAX:
                 raise error(errno.ENAMETOOLONG, name2)
@@ -440,7 +462,7 @@ class MemoryLayer:
             self._put(dst, name2, self._take(src, name))
             node.changed()
             if flags & RENAME_WHITEOUT:
-                self._put(src, name, Object(stat.S_IFCHR))
+                self._put_new(src, name, Object(stat.S_IFCHR))
 
     def _exchange(self, src: DirObject, name: bytes, dst: DirObject, name2: bytes) -> None:
         node, other = self._take(src, name), self._take(dst, name2)
