@@ -107,6 +107,8 @@ class Links:
             elif in_upper:
                 self._from_upper(found, st)
             tree.settle_number(found, st)
+        elif in_upper and found.parent is None and found.handle is None:
+            found.home, found.lname = home, lname  # Its known names have gone, and this one was not known.
         found.add_name(d, name, in_upper)
         return found
 

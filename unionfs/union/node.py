@@ -93,7 +93,7 @@ class FileNode(Node):
 
     ``home`` and ``lname``: where its metadata are, and its bytes too unless ``data`` names another place: a metacopy
     whose bytes are in a layer below. ``data`` is ``UNKNOWN`` until somebody needs it. ``open``: its open files.
-    ``dead``: it has no name left.
+    ``dead``: it has no name left. ``kept``: the upper's object of an open metacopy that lost its name.
 
     Of hard links only: ``names``, each known name and whether the upper has it under that name; ``nlink_delta``:
     names in the union that the link count of ``home`` does not count; ``handle``: the name of its entry in the index.
@@ -105,6 +105,7 @@ class FileNode(Node):
         "dead",
         "handle",
         "home",
+        "kept",
         "kind",
         "lname",
         "names",
@@ -122,10 +123,16 @@ class FileNode(Node):
         self.names: dict[tuple[DirNode, bytes], bool] | None = None
         self.nlink_delta = 0
         self.open: list[Opened] | None = None
+        self.kept: LayerFile | None = None
         self.dead = False
         self.uncached = 0
         self.busy: threading.Lock | None = None
         self.handle: bytes | None = None
+
+    @property
+    def nameless(self) -> bool:
+        """No known name leads to it any more, only those who have it open."""
+        return self.dead or (self.parent is None and self.handle is None)
 
     def add_name(self, parent: DirNode, name: bytes, in_upper: bool) -> None:
         """One name more, of a hard link."""

@@ -16,7 +16,7 @@ from unionfs.union.pathcache import PathCache
 from unionfs.union.resolve import Code, Resolver, kind_of, merge, places, put_upper
 
 NAME_MAX = 255
-_MAX_SYMLINKS = 40
+MAX_SYMLINKS = 40
 
 
 def _nothing() -> Layer:
@@ -226,7 +226,7 @@ class TreeReader:
             child = self.lookup(node, name)
             if child.kind == DT_LNK and (follow or any(todo) or must_be_dir):
                 links += 1
-                if links > _MAX_SYMLINKS:
+                if links > MAX_SYMLINKS:
                     raise fail(errno.ELOOP, path)
                 target = self.readlink(child)
                 if target.startswith(b"/"):
@@ -277,11 +277,11 @@ class TreeReader:
         return st
 
     def _file_stat(self, n: FileNode) -> os.stat_result:
-        if n.dead:
+        if n.nameless:
             if not n.open:
                 raise fail(errno.ENOENT, n.name)
-            st = n.open[0].file.stat()
-            return numbered(st, n.ino, self.numbers.device, 0)
+            st = (n.kept or n.open[0].file).stat()
+            return numbered(st, n.ino, self.numbers.device, 0 if n.dead else st.st_nlink + n.nlink_delta)
         st = n.home.layer.stat(n.home, n.lname)
         if st.st_size and not st.st_blocks and n.kind == DT_REG:
             st = self._with_blocks(n, st)
@@ -434,6 +434,7 @@ class TreeReader:
             if not any(other.flags & os.O_ACCMODE != os.O_RDONLY for other in n.open or ()):
                 self.writers.discard(n)
             if n.open is None:
+                n.kept = None
                 self.orphans.discard(n)
             if opened.flags & os.O_ACCMODE != os.O_RDONLY:
                 self.touched(n)

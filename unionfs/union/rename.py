@@ -101,11 +101,11 @@ def move(tree: Tree, n: Node, d: DirNode, name: bytes, n2: Node | None, d2: DirN
     if isinstance(n2, DirNode) and tree.entries(n2):
         raise fail(errno.ENOTEMPTY, name2)
     home2 = copy_up_dir(tree, d2)
-    in_upper2 = False
+    in_upper2 = last = False
     if isinstance(n2, DirNode):
         in_upper2 = tree.in_upper(n2)
     elif isinstance(n2, FileNode):
-        tree.before_loss(n2, d2, name2)
+        last = tree.before_loss(n2, d2, name2)
         in_upper2 = tree.has_name_in_upper(n2, d2, name2)
     lower2 = name2 in tree.shadow(d2) or (n2 is not None and not in_upper2)
     home = _ready_tomove(tree, n, d, name, lower2)
@@ -124,7 +124,7 @@ def move(tree: Tree, n: Node, d: DirNode, name: bytes, n2: Node | None, d2: DirN
     if isinstance(n2, DirNode):
         tree.lost_dir(n2, d2, name2)
     elif isinstance(n2, FileNode):
-        tree.lost(n2, d2, name2)
+        tree.lost(n2, d2, name2, last)
     tree.entries(d).pop(name, None)
     _moved(tree, n, d, name, d2, name2, home2)
     tree.entry_changed(d, name)

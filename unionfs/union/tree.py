@@ -256,9 +256,9 @@ class Tree(TreeReader):
             n = self.lookup(d, name)
             if not isinstance(n, FileNode):
                 raise fail(errno.EISDIR, name)
-            self.before_loss(n, d, name)
+            last = self.before_loss(n, d, name)
             self._remove(d, name, self.has_name_in_upper(n, d, name))
-            self.lost(n, d, name)
+            self.lost(n, d, name, last)
 
     def rmdir(self, d: DirNode, name: bytes) -> None:
         """Remove an empty directory. ``ENOTDIR``, ``ENOTEMPTY``; ``EINVAL`` for ``.``."""
@@ -303,12 +303,19 @@ class Tree(TreeReader):
         else:
             upper.unlink(home, name)
 
-    def before_loss(self, n: FileNode, d: DirNode, name: bytes) -> None:
-        """A hard link of the layers below is copied up before a name goes, so that its link count is kept."""
+    def before_loss(self, n: FileNode, d: DirNode, name: bytes) -> bool:
+        """Get ready for the loss of a name: what is open keeps its metadata, what has other names its link count.
+
+        Whether the name is the last.
+        """
         if n.names is not None and n.home.layer is not self.upper and self.stat(n).st_nlink > 1:
             copy_up_file(self, n, data=not self.metacopy)
+        if n.open and n.home.layer is self.upper and self.data_of(n) is not None:
+            n.kept = n.home.layer.open(n.home, n.lname, os.O_RDONLY)
+        last = n.names is None or self.stat(n).st_nlink <= 1
         if n.names is not None and n.handle is None and self.has_name_in_upper(n, d, name):
             self._rehome(n, d, name)
+        return last
 
     def _rehome(self, n: FileNode, d: DirNode, name: bytes) -> None:
         """The upper's object is known by the name that goes: know it by another."""
@@ -323,18 +330,12 @@ class Tree(TreeReader):
             return n.home.layer is self.upper
         return n.home.layer is self.upper and n.names.get((d, name), False)
 
-    def lost(self, n: FileNode, d: DirNode, name: bytes) -> None:
+    def lost(self, n: FileNode, d: DirNode, name: bytes, last: bool) -> None:
         """The name is gone on disk; now in memory."""
         only_below = n.names is not None and n.home.layer is self.upper and not n.names.get((d, name), False)
         if only_below:
             self.links.lower_name_gone(n)
         n.st = None
-        last = n.names is None
-        if not last:
-            try:
-                last = n.home.layer.stat(n.home, n.lname).st_nlink + n.nlink_delta <= 0
-            except FileNotFoundError:
-                last = True
         n.drop_name(d, name)
         if last:
             if n.names is not None:
@@ -423,10 +424,10 @@ class Tree(TreeReader):
                     st.st_atime_ns if atime_ns is None else atime_ns,
                     st.st_mtime_ns if mtime_ns is None else mtime_ns,
                 )
-            if isinstance(n, FileNode) and n.dead:
+            if isinstance(n, FileNode) and n.nameless:
                 if not n.open:
                     raise fail(errno.ENOENT, n.name)
-                n.open[0].file.setattr(mode, uid, gid, times)
+                (n.kept or n.open[0].file).setattr(mode, uid, gid, times)
             else:
                 if isinstance(n, DirNode):
                     copy_up_dir(self, n)
@@ -440,7 +441,7 @@ class Tree(TreeReader):
         assert isinstance(n, FileNode)
         if n.kind != DT_REG or size < 0:
             raise fail(errno.EINVAL, n.name)
-        if n.dead:
+        if n.nameless:
             for opened in n.open or ():
                 if opened.flags & os.O_ACCMODE != os.O_RDONLY:
                     opened.file.truncate(size)
@@ -485,7 +486,7 @@ class Tree(TreeReader):
 
     def _copy_up_metadata(self, n: Node) -> None:
         if isinstance(n, FileNode):
-            if n.dead:
+            if n.nameless:
                 raise fail(errno.ENOENT, n.name)
             copy_up_file(self, n, data=not self.metacopy)
         else:
