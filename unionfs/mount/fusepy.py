@@ -134,7 +134,7 @@ class _FuseMount(Mount):
 
     def __init__(self, fs: UnionFS, mountpoint: str, options: MountOptions) -> None:
         self.mountpoint = mountpoint
-        self._fs = fs
+        self._tree = fs.tree
         self._owner = os.getpid()
         self._ready = threading.Event()
         self._unmounting = threading.Lock()
@@ -156,7 +156,7 @@ class _FuseMount(Mount):
 
     def _serve(self, words: dict[str, Any], sole: bool) -> None:
         fuse = _fuse()
-        operations = PathOperations(self._fs.tree, fuse.fuse_get_context, sole=sole, on_init=self._on_init)
+        operations = PathOperations(self._tree, fuse.fuse_get_context, sole=sole, on_init=self._on_init)
         try:
             fuse.FUSE(
                 operations,
@@ -173,7 +173,7 @@ class _FuseMount(Mount):
                 as_python_says(signum)
             operations.close()
             if self._ready.is_set():
-                self._fs.tree.sync()
+                self._tree.sync()
 
     def _on_init(self) -> None:
         # fuse_main has taken the signals of this process for itself (fuse_set_signal_handlers(3)): give them back.

@@ -6,8 +6,8 @@
         def mount(self, fs, mountpoint):
             return unionfs.mount.mount(fs, mountpoint, engine="mine")
 
-pytest collects the suite through the subclass. Each test gets ``merged``: a mount of three layers, with content scattered
-over them (``LAYERS``), and an upper. After each test the layers below must be what they were.
+pytest collects the suite through the subclass. Each test gets ``merged``: a mount of three layers, with content
+scattered over them (``LAYERS``), and an upper. After each test the layers below must be what they were.
 
 A page of a mapped file is read with Python's lock held, so what maps or executes files does it in another process.
 """
@@ -51,7 +51,7 @@ LAYERS: tuple[dict[str, str], ...] = (
         "script": "#!/bin/sh\necho ran $0\n",
     },
 )
-"""Topmost first. The middle also hides ``shared/gone``; the bottom has ``twin1`` and ``twin2``, one file, and ``link``."""
+"""Topmost first. The middle also hides ``shared/gone``; the bottom has a file ``twin1`` and ``twin2``, and ``link``."""
 
 MERGED = {
     "shared": {"top", "middle", "bottom", "over"},
@@ -102,7 +102,7 @@ def fails(code: int) -> Iterator[None]:
 
 def elsewhere(code: str, *args: os.PathLike[str] | str) -> str:
     """What another Python process prints that runs ``code`` with ``args`` as ``sys.argv[1:]``."""
-    command = [sys.executable, "-c", code, *map(os.fspath, args)]
+    command = [sys.executable, "-c", code, *args]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
