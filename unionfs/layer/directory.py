@@ -28,10 +28,12 @@ _NO_XATTRS = frozenset({errno.ENODATA, errno.EOPNOTSUPP})
 class FdFile:
     """An open file of a directory layer. The descriptor is a ``Fd``: it stays open as long as somebody reads."""
 
-    __slots__ = ("_fd", "_layer", "n")
+    __slots__ = ("_fd", "_layer", "n", "staged")
 
     def __init__(self, layer: DirectoryLayer, fd: int) -> None:
         self.n = fd
+        self.staged: bytes | None = None
+        """The name in staging of a file that has no other yet."""
         self._fd: Fd | None = Fd(fd)
         self._layer = layer
 
@@ -89,6 +91,18 @@ class FdFile:
         self._layer.set_attributes(fd.n, mode, uid, gid)
         if times is not None:
             os.utime(fd.n, ns=times)
+
+    def listxattr(self) -> list[bytes]:
+        fd = self._hold()
+        return self._layer.shown(fd.n)
+
+    def getxattr(self, key: bytes) -> bytes:
+        fd = self._hold()
+        return os.getxattr(fd.n, whiteout.escape(key))
+
+    def setxattr(self, key: bytes, value: bytes) -> None:
+        fd = self._hold()
+        os.setxattr(fd.n, whiteout.escape(key), value)
 
 
 class DirectoryLayer:
@@ -328,7 +342,11 @@ class DirectoryLayer:
 
     def listxattr(self, d: LayerDir, name: bytes) -> list[bytes]:
         fd = self.fd(d)
-        seen = [whiteout.unescape(os.fsencode(key)) for key in self._list(self.proc(fd, name))]
+        return self.shown(self.proc(fd, name))
+
+    def shown(self, path: int | bytes) -> list[bytes]:
+        """The attributes at ``path``, or of an open file, that are a person's."""
+        seen = [whiteout.unescape(os.fsencode(key)) for key in self._list(path)]
         return [key for key in seen if key is not None and key != owners.OVERRIDE.encode()]
 
     def getxattr(self, d: LayerDir, name: bytes, key: bytes) -> bytes:

@@ -32,6 +32,7 @@ from unionfs.layer.objects import (
 )
 from unionfs.layer.pages import error
 from unionfs.layer.protocol import LayerDir, Marks, WritableLayer
+from unionfs.layer.staging import StagedByName
 from unionfs.layer.trees import Tree, populate
 
 _SELF = (b".", b"..")

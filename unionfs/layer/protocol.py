@@ -97,6 +97,12 @@ class LayerFile(Protocol):
     ) -> None:
         """Change metadata of the open file, also when it has no name any more."""
 
+    def listxattr(self) -> list[bytes]:
+        """As ``Layer.listxattr``, of the open file."""
+
+    def getxattr(self, key: bytes) -> bytes: ...
+    def setxattr(self, key: bytes, value: bytes) -> None: ...
+
 
 @runtime_checkable
 class Layer(Protocol):
@@ -166,6 +172,18 @@ class WritableLayer(Layer, Protocol):
     def mkdir(self, d: LayerDir, name: bytes, mode: int) -> LayerDir: ...
     def create(self, d: LayerDir, name: bytes, mode: int) -> LayerFile:
         """A new regular file, open for reading and writing. ``EEXIST``."""
+
+    def stage(self) -> LayerFile:
+        """A new regular file of mode 0600, open for reading and writing, that has no name in the tree yet."""
+
+    def dress(self, file: LayerFile, st: os.stat_result, marks: Marks) -> None:
+        """Give a staged file the owner and the permission bits of ``st``, and its first marks."""
+
+    def place(self, file: LayerFile, d: LayerDir, name: bytes) -> None:
+        """Give a staged file its name, in one step. ``EEXIST`` if the name is taken."""
+
+    def discard(self, file: LayerFile) -> None:
+        """A staged file is not needed."""
 
     def mknod(self, d: LayerDir, name: bytes, mode: int, rdev: int) -> None: ...
     def symlink(self, d: LayerDir, name: bytes, target: bytes) -> None: ...

@@ -22,7 +22,8 @@ from unionfs.errors import LayerError, UpperBusyError
 from unionfs.layer import owners, whiteout
 from unionfs.layer.descriptors import Fd
 from unionfs.layer.directory import DirectoryLayer, FdFile
-from unionfs.layer.protocol import LayerDir, Marks, WritableLayer
+from unionfs.layer.protocol import LayerDir, LayerFile, Marks, WritableLayer
+from unionfs.layer.staging import StagedByName
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ def _make(path: str) -> int:
     return os.open(path, _OPEN_DIR)
 
 
-class UpperDirectory(DirectoryLayer):
+class UpperDirectory(StagedByName, DirectoryLayer):
     """The writable layer on disk. See ``WritableLayer`` for what each call promises.
 
     ``work`` must be on the same file system as ``path``. ``volatile``: nothing is flushed, as overlayfs's mount option
@@ -72,7 +73,6 @@ class UpperDirectory(DirectoryLayer):
                 errno.EINVAL, "the work directory and the upper directory must stand side by side", self.work
             )
         self._counter = itertools.count()
-        self._frozen = False
         try:
             self._work_lock = Fd(_make(self.work))
             self._upper_lock = Fd(os.open(self.path, _OPEN_DIR))
@@ -91,6 +91,8 @@ class UpperDirectory(DirectoryLayer):
             whiteout.TRUSTED if (can_use_trusted(self._upper_lock.n) if trusted is None else trusted) else whiteout.USER
         )
         self._privileged = os.geteuid() == 0
+        self._ids = (os.geteuid(), os.getegid())
+        self._tmpfile = True
         for name in self.scan(self.staging):
             self.clear(self.staging, name)
         self._sign(self._upper_lock.n)
@@ -128,7 +130,7 @@ class UpperDirectory(DirectoryLayer):
 
     def check_writable(self) -> None:
         """Raise ``EROFS`` once this layer is frozen."""
-        if self._frozen:
+        if self.immutable:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), self.path)
 
     def _into(self, d: LayerDir) -> Fd:
@@ -152,6 +154,41 @@ class UpperDirectory(DirectoryLayer):
         if real != mode:
             self._narrow(self.proc(fd, name), mode)
         return file
+
+    def stage(self) -> LayerFile:
+        self.check_writable()
+        if self._tmpfile:
+            fd = self.fd(self.staging)
+            try:
+                return FdFile(self, os.open(b".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=fd.n))
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
+                    raise
+                log.info("%s: no O_TMPFILE here, staged by name", self.path)
+                self._tmpfile = False
+        return StagedByName.stage(self)
+
+    def dress(self, file: LayerFile, st: os.stat_result, marks: Marks) -> None:
+        n = file.fileno()
+        assert n is not None
+        if self.overrides or not self._privileged:
+            self.set_attributes(n, None, st.st_uid, st.st_gid)
+            self.set_attributes(n, stat.S_IMODE(st.st_mode), None, None)
+        else:
+            if (st.st_uid, st.st_gid) != self._ids:
+                self.set_attributes(n, None, st.st_uid, st.st_gid)
+            os.fchmod(n, stat.S_IMODE(st.st_mode))
+        for mark, value in whiteout.encode(marks).items():
+            self._set_mark(n, mark, value)
+
+    def place(self, file: LayerFile, d: LayerDir, name: bytes) -> None:
+        assert isinstance(file, FdFile)
+        if file.staged is not None:
+            StagedByName.place(self, file, d, name)
+            return
+        fd = self._into(d)
+        # An open file without a name gets one (open(2), O_TMPFILE).
+        os.link(b"/proc/self/fd/%d" % file.n, name, dst_dir_fd=fd.n, follow_symlinks=True)
 
     def _narrow(self, path: bytes, mode: int) -> None:
         """Record that a new object has less rights than we need for ourselves."""
@@ -346,9 +383,9 @@ class UpperDirectory(DirectoryLayer):
             if old.get(mark) != value:
                 self._set_mark(path, mark, value)
 
-    def _set_mark(self, path: bytes, mark: bytes, value: bytes) -> None:
+    def _set_mark(self, path: int | bytes, mark: bytes, value: bytes) -> None:
         try:
-            os.setxattr(path, self._key(mark), value, follow_symlinks=False)
+            os.setxattr(path, self._key(mark), value, follow_symlinks=isinstance(path, int))
         except OSError as error:
             # user.* is for regular files and directories only (xattr(7)); only our inode number ever stands elsewhere.
             if mark != whiteout.INO or error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
@@ -391,8 +428,8 @@ class UpperDirectory(DirectoryLayer):
         DirectoryLayer.__init__(fresh, path)
         fresh._lost_uids, fresh._lost_gids = self._lost_uids, self._lost_gids
         fresh.volatile, fresh.work, fresh._prefix = self.volatile, self.work, self._prefix
-        fresh._frozen = False
         fresh._privileged, fresh._counter, fresh._work_lock = self._privileged, self._counter, self._work_lock
+        fresh._ids, fresh._tmpfile = self._ids, self._tmpfile
         fresh._upper_lock = Fd(os.open(path, _OPEN_DIR))
         _lock(fresh._upper_lock.n, path)
         assert self.index is not None
@@ -431,7 +468,6 @@ class UpperDirectory(DirectoryLayer):
             os.fsync(fd2.n)
         self.immutable = True
         del self._upper_lock, self._work_lock
-        self._frozen = True
 
     def close(self) -> None:
         super().close()

@@ -69,15 +69,27 @@ def copy_metadata(
     if not stat.S_ISLNK(st.st_mode):
         upper.setattr(d2, name2, mode=stat.S_IMODE(st.st_mode))
     for key in layer.listxattr(d, name):
-        try:
+        with _tolerated(key):
             upper.setxattr(d2, name2, key, layer.getxattr(d, name, key))
-        except OSError as error:
-            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENODATA, errno.EACCES):
-                raise
-            if not key.startswith(_OPTIONAL):
-                raise
-            log.warning("%s: attribute %s can't be kept: %s", name, key, error.strerror)
     upper.setattr(d2, name2, times=(st.st_atime_ns, st.st_mtime_ns))
+
+
+class _tolerated:  # noqa: N801
+    """An attribute that can't be kept here: said, and gone on, if it is one of those that may not be."""
+
+    def __init__(self, key: bytes) -> None:
+        self.key = key
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        if not isinstance(error, OSError) or not self.key.startswith(_OPTIONAL):
+            return False
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENODATA, errno.EACCES):
+            return False
+        log.warning("attribute %s can't be kept: %s", self.key.decode(errors="replace"), error.strerror)
+        return True
 
 
 def copy_up_dir(tree: TreeReader, d: DirNode) -> LayerDir:
@@ -96,7 +108,8 @@ def copy_up_dir(tree: TreeReader, d: DirNode) -> LayerDir:
         upper.mkdir(upper.staging, temp, 0o700)
         upper.set_marks(upper.staging, temp, Marks(ino=d.ino))
         copy_metadata(home.layer, home, lname, st, upper, upper.staging, temp)
-        _publish(tree, temp, parent, d.name)
+        with kept_times(upper, parent):
+            upper.rename(upper.staging, temp, parent, d.name)
     place = parent.child(d.name)
     sources.insert(0, place)
     tree.shadow(d).clear()
@@ -123,14 +136,6 @@ class _Staged:
                     log.warning("staging not cleared: %s", second)
 
 
-def _publish(tree: TreeReader, temp: bytes, parent: LayerDir, name: bytes) -> None:
-    """Move the staged object into place; a copy-up does not show in the directory's times."""
-    upper = tree.upper
-    assert upper is not None
-    with kept_times(upper, parent):
-        upper.rename(upper.staging, temp, parent, name)
-
-
 @contextlib.contextmanager
 def kept_times(upper: WritableLayer, d: LayerDir) -> Iterator[None]:
     """What is done to the entries of ``d`` does not show in its times."""
@@ -139,8 +144,12 @@ def kept_times(upper: WritableLayer, d: LayerDir) -> Iterator[None]:
     upper.setattr(d, b".", times=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def copy_up_file(tree: TreeReader, n: FileNode, *, data: bool = True, limit: int | None = None) -> None:
-    """Make the upper hold ``n``; its bytes too where ``data``, at most ``limit`` of them."""
+def copy_up_file(tree: TreeReader, n: FileNode, *, data: bool = True, limit: int | None = None) -> LayerFile | None:
+    """Make the upper hold ``n``; its bytes too where ``data``, at most ``limit`` of them.
+
+    Where that has just left the file open, for reading and writing, this is the answer.
+    """
+    file = None
     while not _is_done(tree, n, data):
         with tree.lock:
             if n.busy is None:
@@ -148,12 +157,14 @@ def copy_up_file(tree: TreeReader, n: FileNode, *, data: bool = True, limit: int
             busy = n.busy
         with busy:
             if _is_done(tree, n, data):
-                return
+                break
             if n.home.layer is tree.upper:
                 _complete(tree, n, limit)
-            elif not _copy_up(tree, n, data, limit):
-                continue
-        return
+            elif n.kind == DT_REG:
+                file = _copy_up_regular(tree, n, data, limit)
+            else:
+                _copy_up_special(tree, n)
+    return file
 
 
 def _is_done(tree: TreeReader, n: FileNode, data: bool) -> bool:
@@ -162,45 +173,72 @@ def _is_done(tree: TreeReader, n: FileNode, data: bool) -> bool:
     return not data or n.kind != DT_REG or tree.data_of(n) is None
 
 
-def _copy_up(tree: TreeReader, n: FileNode, data: bool, limit: int | None) -> bool:
-    """One try; ``False`` when the upper was frozen meanwhile."""
+def _copy_up_regular(tree: TreeReader, n: FileNode, data: bool, limit: int | None) -> LayerFile | None:
+    """One try: nothing has happened when the upper was frozen meanwhile."""
+    upper = tree.upper
+    assert upper is not None
+    home, lname = n.home, n.lname
+    bytes_at = tree.data_of(n) or (home, lname)
+    file = upper.stage()
+    try:
+        source = None
+        if data or not tree.metacopy or n.dead:
+            source = bytes_at[0].layer.open(*bytes_at, os.O_RDONLY)
+        whole = bytes_at == (home, lname)
+        st = source.stat() if source is not None and whole else home.layer.stat(home, lname)
+        marks = Marks(ino=n.ino)
+        if source is None and st.st_size:
+            file.truncate(st.st_size)
+            marks = Marks(ino=n.ino, metacopy=True, redirect=_redirect(tree, n))
+        elif source is not None and st.st_size and limit != 0:
+            copy_file(source, file, limit)
+        upper.dress(file, st, marks)
+        if source is not None and whole:
+            for key in source.listxattr():
+                with _tolerated(key):
+                    file.setxattr(key, source.getxattr(key))
+        else:
+            for key in home.layer.listxattr(home, lname):
+                with _tolerated(key):
+                    file.setxattr(key, home.layer.getxattr(home, lname, key))
+        file.setattr(times=(st.st_atime_ns, st.st_mtime_ns))
+        if source is not None and limit != 0 and not upper.volatile:
+            file.fsync()
+        with tree.lock:
+            if upper is not tree.upper:
+                upper.discard(file)
+                return None
+            if n.dead or n.parent is None:
+                _settle_dead(tree, n, file)
+            else:
+                _settle(tree, n, file, bytes_at if marks.metacopy else None)
+    except BaseException:
+        upper.discard(file)
+        raise
+    return file
+
+
+def _copy_up_special(tree: TreeReader, n: FileNode) -> None:
+    """A symbolic link, device, FIFO or socket: one try, as above."""
     upper = tree.upper
     assert upper is not None
     home, lname = n.home, n.lname
     st = home.layer.stat(home, lname)
     temp = upper.temp_name()
     with _Staged(upper, temp):
-        bytes_at = tree.data_of(n) or (home, lname) if n.kind == DT_REG else None
-        copies = data or not tree.metacopy or st.st_size == 0 or n.dead
-        if n.kind == DT_REG:
-            assert bytes_at is not None
-            file = upper.create(upper.staging, temp, 0o600)
-            if st.st_size == 0 or limit == 0:
-                pass
-            elif copies:
-                source = bytes_at[0].layer.open(*bytes_at, os.O_RDONLY)
-                copy_file(source, file, limit)
-                source.close()
-                if not upper.volatile:
-                    file.fsync()
-            else:
-                file.truncate(st.st_size)
-            file.close()
-        elif n.kind == DT_LNK:
+        if n.kind == DT_LNK:
             upper.symlink(upper.staging, temp, home.layer.readlink(home, lname))
         else:
             upper.mknod(upper.staging, temp, stat.S_IFMT(st.st_mode) | 0o600, st.st_rdev)
-        marks = Marks(ino=n.ino, metacopy=not copies)
-        if not copies:
-            marks = attrs.evolve(marks, redirect=_redirect(tree, n))
-        upper.set_marks(upper.staging, temp, marks)
+        upper.set_marks(upper.staging, temp, Marks(ino=n.ino))
         copy_metadata(home.layer, home, lname, st, upper, upper.staging, temp)
         with tree.lock:
             if upper is not tree.upper:
                 upper.clear(upper.staging, temp)
-                return False
-            _settle(tree, n, temp, None if copies else bytes_at)
-    return True
+            elif n.parent is None:
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), n.name)
+            else:
+                _settle(tree, n, temp, None)
 
 
 def _redirect(tree: TreeReader, n: FileNode) -> bytes | None:
@@ -210,27 +248,46 @@ def _redirect(tree: TreeReader, n: FileNode) -> bytes | None:
     return tree.lower_path(n.parent) + b"/" + n.name
 
 
-def _settle(tree: TreeReader, n: FileNode, temp: bytes, data: tuple[LayerDir, bytes] | None) -> None:
-    """The staged copy takes the node's place. The tree's lock is held."""
+def _settle(tree: TreeReader, n: FileNode, staged: LayerFile | bytes, data: tuple[LayerDir, bytes] | None) -> None:
+    """The staged copy (a file, or a name in staging) takes the node's place. The tree's lock is held."""
     upper = tree.upper
     assert upper is not None
-    nlink = tree.stat(n).st_nlink
-    if n.dead or n.parent is None:
-        # Open, but without a name: so is the copy.
-        files = [(opened, upper.open(upper.staging, temp, opened.flags & os.O_ACCMODE)) for opened in n.open or ()]
-        upper.unlink(upper.staging, temp)
-        n.home, n.lname, n.data = upper.staging, temp, None
+    assert n.parent is not None
+    parent = copy_up_dir(tree, n.parent)
+    if n.names is None:
+        with kept_times(upper, parent):
+            if isinstance(staged, bytes):
+                upper.rename(upper.staging, staged, parent, n.name)
+            else:
+                upper.place(staged, parent, n.name)
+        n.home, n.lname, n.data = parent, n.name, data
     else:
-        parent = copy_up_dir(tree, n.parent)
-        if n.names is None:
-            _publish(tree, temp, parent, n.name)
-            n.home, n.lname, n.data = parent, n.name, data
+        nlink = tree.stat(n).st_nlink
+        if isinstance(staged, bytes):
+            temp = staged
         else:
-            tree.links.copied_up(n, temp, parent, nlink, data, _publish)
-        tree.shadow(n.parent).add(n.name)
-        files = [(opened, tree.open_data(n)) for opened in n.open or ()]
-    for opened, file in files:
-        opened.switch(file)
+            temp = upper.temp_name()
+            upper.place(staged, upper.staging, temp)
+        with _Staged(upper, temp):
+            tree.links.copied_up(n, temp, parent, nlink, data)
+    tree.shadow(n.parent).add(n.name)
+    for opened in n.open or ():
+        opened.switch(tree.open_data(n))
+    tree.touched(n)
+
+
+def _settle_dead(tree: TreeReader, n: FileNode, file: LayerFile) -> None:
+    """The node is open, but has no name: so is the copy. The tree's lock is held."""
+    upper = tree.upper
+    assert upper is not None
+    temp = upper.temp_name()
+    upper.place(file, upper.staging, temp)
+    with _Staged(upper, temp):
+        files = [(opened, upper.open(upper.staging, temp, opened.flags & os.O_ACCMODE)) for opened in n.open or ()]
+    upper.unlink(upper.staging, temp)
+    n.home, n.lname, n.data = upper.staging, temp, None
+    for opened, again in files:
+        opened.switch(again)
     tree.touched(n)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import attrs
@@ -163,14 +162,14 @@ class Links:
         parent: LayerDir,
         nlink: int,
         data: tuple[LayerDir, bytes] | None,
-        publish: Callable[[TreeReader, bytes, LayerDir, bytes], None],
     ) -> None:
         """The staged copy of ``n`` goes to the index, and under its one name to ``parent``."""
         upper = self._upper()
         assert n.parent is not None
         assert n.names is not None
         handle = self._keep(n, temp, nlink, names=1)
-        publish(self._tree, temp, parent, n.name)
+        with kept_times(upper, parent):
+            upper.rename(upper.staging, temp, parent, n.name)
         self._moved(n, handle, (parent, n.name), data)
         n.names[n.parent, n.name] = True
         self._remember(n, upper)

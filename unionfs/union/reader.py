@@ -182,7 +182,8 @@ class TreeReader:
             return node
 
     def peek(self, d: DirNode, name: bytes) -> os.stat_result | None:
-        """What ``stat(lookup(d, name))`` would answer, without a node to remember; ``None`` where it takes a node to know."""
+        """What ``stat(lookup(d, name))`` would answer, without a node to remember; ``None`` where it takes a node
+        to know."""
         code = self.entries(d).get(name)
         if not isinstance(code, int) or code & 15 == DT_DIR:
             return None

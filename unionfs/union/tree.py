@@ -464,7 +464,8 @@ class Tree(TreeReader):
             self.touched(n)
 
     def removexattr(self, n: Node, key: bytes) -> None:
-        """Remove an extended attribute. ``ENODATA``, but not for an ACL (acl(5)), which is there in the mode at least."""
+        """Remove an extended attribute. ``ENODATA``, but not for an ACL (acl(5)), which is there in the mode at
+        least."""
         upper = self.writable()
         if key.startswith(b"user.") and n.kind not in (DT_REG, DT_DIR):
             raise fail(errno.EPERM, n.name)
@@ -497,7 +498,7 @@ class Tree(TreeReader):
     def _open_to_write(self, n: FileNode, flags: int) -> Handle:
         upper = self.writable()
         while True:
-            copy_up_file(self, n, limit=0 if flags & os.O_TRUNC else None)
+            left_open = copy_up_file(self, n, limit=0 if flags & os.O_TRUNC else None)
             with self.lock:
                 if n.home.layer is not self.upper:
                     upper = self.writable()
@@ -507,7 +508,8 @@ class Tree(TreeReader):
                 access = flags & (os.O_ACCMODE | os.O_APPEND)
                 if access & os.O_ACCMODE == os.O_RDONLY:
                     access |= os.O_RDWR  # O_TRUNC alone truncates all the same.
-                file = upper.open(n.home, n.lname, access)
+                reuse = left_open if access == os.O_RDWR else None
+                file = reuse or upper.open(n.home, n.lname, access)
                 if flags & os.O_TRUNC:
                     file.truncate(0)
                     self.touched(n)
