@@ -280,7 +280,8 @@ class UpperDirectory(StagedByName, DirectoryLayer):
         times: tuple[int, int] | None = None,
     ) -> None:
         fd = self._into(d)
-        self.set_attributes(self.proc(fd, name), mode, uid, gid)
+        if mode is not None or uid is not None or gid is not None:
+            self.set_attributes(self.proc(fd, name), mode, uid, gid)
         if times is not None:
             os.utime(name, ns=times, dir_fd=fd.n, follow_symlinks=False)
 

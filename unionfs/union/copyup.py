@@ -32,9 +32,15 @@ _CHUNK = 1 << 20
 _OPTIONAL = (b"trusted.", b"security.", b"system.nfs4_acl", b"btrfs.")
 
 
-def copy_file(src: LayerFile, dst: LayerFile, limit: int | None = None) -> None:
-    """Copy the data, holes kept, at most ``limit`` bytes of them; ``dst`` is a new file, or has the source's size."""
-    st = src.stat()
+def copy_file(
+    src: LayerFile, dst: LayerFile, limit: int | None = None, st: os.stat_result | None = None
+) -> None:
+    """Copy the data, holes kept, at most ``limit`` bytes of them; ``dst`` is a new file, or has the source's size.
+
+    ``st``: the source's metadata, if they are known.
+    """
+    if st is None:
+        st = src.stat()
     here, there = src.fileno(), dst.fileno()
     if here is not None and there is not None:
         copy_data(here, there, st, limit)
@@ -191,7 +197,7 @@ def _copy_up_regular(tree: TreeReader, n: FileNode, data: bool, limit: int | Non
             file.truncate(st.st_size)
             marks = Marks(ino=n.ino, metacopy=True, redirect=_redirect(tree, n))
         elif source is not None and st.st_size and limit != 0:
-            copy_file(source, file, limit)
+            copy_file(source, file, limit, st if whole else None)
         upper.dress(file, st, marks)
         if source is not None and whole:
             for key in source.listxattr():
