@@ -13,6 +13,7 @@ import logging
 import os
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -30,11 +31,10 @@ log = logging.getLogger(__name__)
 _CHUNK = 1 << 20
 # Attributes that a file system or an unprivileged process may not be able to hold; all else must be copied.
 _OPTIONAL = (b"trusted.", b"security.", b"system.nfs4_acl", b"btrfs.")
+_CAPABILITY = b"security.capability"
 
 
-def copy_file(
-    src: LayerFile, dst: LayerFile, limit: int | None = None, st: os.stat_result | None = None
-) -> None:
+def copy_file(src: LayerFile, dst: LayerFile, limit: int | None = None, st: os.stat_result | None = None) -> None:
     """Copy the data, holes kept, at most ``limit`` bytes of them; ``dst`` is a new file, or has the source's size.
 
     ``st``: the source's metadata, if they are known.
@@ -164,8 +164,8 @@ def copy_up_file(tree: TreeReader, n: FileNode, *, data: bool = True, limit: int
         with busy:
             if _is_done(tree, n, data):
                 break
-            if n.home.layer is tree.upper:
-                _complete(tree, n, limit)
+            if n.home.layer is tree.upper and (limit is None or n.names is not None):
+                _complete(tree, n)
             elif n.kind == DT_REG:
                 file = _copy_up_regular(tree, n, data, limit)
             else:
@@ -207,7 +207,8 @@ def _copy_up_regular(tree: TreeReader, n: FileNode, data: bool, limit: int | Non
             for key in home.layer.listxattr(home, lname):
                 with _tolerated(key):
                     file.setxattr(key, home.layer.getxattr(home, lname, key))
-        file.setattr(times=(st.st_atime_ns, st.st_mtime_ns))
+        # What is cut off on the way has changed, the rest has not.
+        file.setattr(times=(st.st_atime_ns, st.st_mtime_ns if limit is None else time.time_ns()))
         if source is not None and limit != 0 and not upper.volatile:
             file.fsync()
         with tree.lock:
@@ -259,24 +260,25 @@ def _settle(tree: TreeReader, n: FileNode, staged: LayerFile | bytes, data: tupl
     upper = tree.upper
     assert upper is not None
     assert n.parent is not None
+    below = n.home.layer is not upper
     parent = copy_up_dir(tree, n.parent)
-    if n.names is None:
+    if n.names is None and below and not isinstance(staged, bytes):
         with kept_times(upper, parent):
-            if isinstance(staged, bytes):
-                upper.rename(upper.staging, staged, parent, n.name)
-            else:
-                upper.place(staged, parent, n.name)
+            upper.place(staged, parent, n.name)
         n.home, n.lname, n.data = parent, n.name, data
     else:
-        nlink = tree.stat(n).st_nlink
-        if isinstance(staged, bytes):
-            temp = staged
-        else:
-            temp = upper.temp_name()
+        temp = staged if isinstance(staged, bytes) else upper.temp_name()
+        if not isinstance(staged, bytes):
             upper.place(staged, upper.staging, temp)
         with _Staged(upper, temp):
-            tree.links.copied_up(n, temp, parent, nlink, data)
-    tree.shadow(n.parent).add(n.name)
+            if n.names is None:
+                with kept_times(upper, parent):
+                    upper.rename(upper.staging, temp, parent, n.name)
+                n.home, n.lname, n.data = parent, n.name, data
+            else:
+                tree.links.copied_up(n, temp, parent, tree.stat(n).st_nlink, data)
+    if below:
+        tree.shadow(n.parent).add(n.name)
     for opened in n.open or ():
         opened.switch(tree.open_data(n))
     tree.touched(n)
@@ -297,7 +299,7 @@ def _settle_dead(tree: TreeReader, n: FileNode, file: LayerFile) -> None:
     tree.touched(n)
 
 
-def _complete(tree: TreeReader, n: FileNode, limit: int | None) -> None:
+def _complete(tree: TreeReader, n: FileNode) -> None:
     """Bring the bytes to a metacopy in the upper: it stays a metacopy until they are all there."""
     upper = tree.upper
     assert upper is not None
@@ -306,13 +308,18 @@ def _complete(tree: TreeReader, n: FileNode, limit: int | None) -> None:
         return
     file = upper.open(n.home, n.lname, os.O_RDWR)
     st = file.stat()
-    if limit != 0:
-        source = found[0].layer.open(*found, os.O_RDONLY)
-        copy_file(source, file, limit)
-        source.close()
-        if not upper.volatile:
-            file.fsync()
+    capability = _capability(upper, n)
+    source = found[0].layer.open(*found, os.O_RDONLY)
+    copy_file(source, file)
+    source.close()
+    # Writing has taken the capabilities and, without root, the set-id bits (capabilities(7), inode(7)).
+    if capability is not None:
+        upper.setxattr(n.home, n.lname, _CAPABILITY, capability)
+    if file.stat().st_mode != st.st_mode:
+        file.setattr(mode=stat.S_IMODE(st.st_mode))
     file.setattr(times=(st.st_atime_ns, st.st_mtime_ns))
+    if not upper.volatile:
+        file.fsync()
     with tree.lock:
         marks = upper.marks(n.home, n.lname)
         upper.set_marks(n.home, n.lname, attrs.evolve(marks, metacopy=False, redirect=None))
@@ -320,6 +327,12 @@ def _complete(tree: TreeReader, n: FileNode, limit: int | None) -> None:
         for opened in n.open or ():
             opened.switch(upper.open(n.home, n.lname, os.O_RDONLY))
         tree.touched(n)
+
+
+def _capability(upper: WritableLayer, n: FileNode) -> bytes | None:
+    if _CAPABILITY not in upper.listxattr(n.home, n.lname):
+        return None
+    return upper.getxattr(n.home, n.lname, _CAPABILITY)
 
 
 def stage_area(upper: WritableLayer, like: LayerDir) -> tuple[LayerDir, bytes | None]:
