@@ -12,8 +12,6 @@ from typing import IO, TYPE_CHECKING, Any
 from unionfs.layer.directory import DirectoryLayer, FdFile
 
 if TYPE_CHECKING:
-    from _typeshed import ReadableBuffer, WriteableBuffer
-
     from unionfs.layer.protocol import LayerFile
     from unionfs.union.handle import Handle
     from unionfs.union.node import FileNode
@@ -127,7 +125,7 @@ class DescriptorFile(io.FileIO):
 
     # With the lock, since a copy-up puts another file under the descriptor; offset and bytes must be of one file.
 
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
+    def readinto(self, buffer: Any, /) -> int:
         opening = self._held()
         with opening.lock:
             count = super().readinto(buffer)
@@ -155,7 +153,7 @@ class DescriptorFile(io.FileIO):
         if opening.node.home.layer is opening.tree.upper:
             opening.tree.accessed(opening.node)
 
-    def write(self, data: ReadableBuffer, /) -> int:
+    def write(self, data: Any, /) -> int:
         with self._held().lock:
             return super().write(data)
 
@@ -229,7 +227,7 @@ class HandleFile(io.RawIOBase):
         self._open()
         return True
 
-    def readinto(self, buffer: WriteableBuffer, /) -> int:
+    def readinto(self, buffer: Any, /) -> int:
         handle = self._open()
         if not self._reads:
             raise io.UnsupportedOperation("File not open for reading")
@@ -245,7 +243,7 @@ class HandleFile(io.RawIOBase):
             blocks.append(block)
         return b"".join(blocks)
 
-    def write(self, data: ReadableBuffer, /) -> int:
+    def write(self, data: Any, /) -> int:
         handle = self._open()
         if not handle.writable:
             raise io.UnsupportedOperation("File not open for writing")

@@ -22,11 +22,7 @@ PATH_MAX = 4096
 
 def plain(fs: Reading, path: AnyPath) -> str | bytes:
     """``path`` as ``str`` or ``bytes``. ``ValueError`` for a path object of another union."""
-    if isinstance(path, UnionPath):
-        if path.fs is not fs:
-            raise ValueError(f"{path!r} is a path of another union")
-        return str(path)
-    return os.fspath(path)
+    return path.of(fs) if isinstance(path, UnionPath) else os.fspath(path)
 
 
 def encoded(fs: Reading, path: AnyPath) -> bytes:

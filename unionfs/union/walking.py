@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -14,10 +12,10 @@ from unionfs.layer.protocol import DT_DIR, DT_LNK, DT_REG
 from unionfs.union.changing import Changing
 from unionfs.union.naming import named, plain
 from unionfs.union.node import DirNode
+from unionfs.union.patterns import Globber
 
 _ENCODING = sys.getfilesystemencoding()
 _ERRORS = sys.getfilesystemencodeerrors()
-_MAGIC = re.compile(r"[*?[]")
 
 
 class DirEntry(Generic[AnyStr]):
@@ -203,67 +201,5 @@ class Walking(Changing):
 
     def iglob(self, pattern: AnyStr, *, include_hidden: bool = False) -> Iterator[AnyStr]:
         """``glob``, one by one."""
-        for found in _Pattern(self, include_hidden).paths(os.fsdecode(pattern)):
+        for found in Globber(self, include_hidden).paths(os.fsdecode(pattern)):
             yield self._like(pattern, os.fsencode(found))
-
-
-class _Pattern:
-    """glob.glob's rules: a ``**`` matches no hidden names, and follows links to directories."""
-
-    def __init__(self, fs: Walking, hidden: bool) -> None:
-        self._fs = fs
-        self._hidden = hidden
-
-    def paths(self, pattern: str) -> Iterator[str]:
-        rooted = len(pattern) - len(pattern.lstrip("/"))
-        if pattern:
-            yield from self._below(pattern[:rooted], re.split("/+", pattern[rooted:]))
-
-    def _below(self, prefix: str, parts: list[str]) -> Iterator[str]:
-        """Paths that begin with ``prefix`` (empty, or with a slash at the end) and match ``parts``."""
-        part, rest = parts[0], parts[1:]
-        if part == "**":
-            for path in self._deep(prefix):
-                if rest:
-                    yield from self._below(path and path + "/" if path != prefix else prefix, rest)
-                elif path:
-                    yield path
-            return
-        if not _MAGIC.search(part):
-            # Without magic there is nothing to list.
-            path = prefix + part
-            if rest:
-                if self._fs.isdir(path or "/"):
-                    yield from self._below(path + "/", rest)
-            elif part and self._fs.lexists(path):
-                yield path
-            elif not part and self._fs.isdir(prefix or "/"):
-                yield prefix
-            return
-        match = re.compile(fnmatch.translate(part)).match
-        for name, is_dir in self._list(prefix, dirs_only=bool(rest)):
-            if match(name) and (self._hidden or part.startswith(".") or not name.startswith(".")):
-                if rest:
-                    if is_dir:
-                        yield from self._below(prefix + name + "/", rest)
-                else:
-                    yield prefix + name
-
-    def _deep(self, prefix: str) -> Iterator[str]:
-        """``prefix`` and all paths below it."""
-        yield prefix
-        todo = [prefix]
-        while todo:
-            at = todo.pop()
-            for name, is_dir in self._list(at, dirs_only=False):
-                if self._hidden or not name.startswith("."):
-                    yield at + name
-                    if is_dir:
-                        todo.append(at + name + "/")
-
-    def _list(self, prefix: str, dirs_only: bool) -> list[tuple[str, bool]]:
-        try:
-            with self._fs.scandir(prefix or "/") as entries:
-                return [(entry.name, entry.is_dir()) for entry in entries if not dirs_only or entry.is_dir()]
-        except OSError:
-            return []
