@@ -13,13 +13,17 @@ from unionfs.layer.directory import DirectoryLayer
 from unionfs.layer.memory import MemoryLayer
 from unionfs.types import LayerInfo
 from unionfs.union import fs as _fs
+from unionfs.union.commit import HistoryEntry
+from unionfs.union.diff import Change, docker_lines
 from unionfs.union.paths import UnionPath
 
 if TYPE_CHECKING:
     from unionfs.mount import Mount
 
 __all__ = [
+    "Change",
     "DirectoryLayer",
+    "HistoryEntry",
     "LayerError",
     "LayerInfo",
     "MemoryLayer",
@@ -29,6 +33,7 @@ __all__ = [
     "UnionPath",
     "UpperBusyError",
     "__version__",
+    "docker_lines",
 ]
 
 __version__ = "0.1.0.dev0"

@@ -7,6 +7,7 @@ import logging
 import os
 import stat
 import sys
+import threading
 from collections.abc import Iterable
 
 from unionfs._sys.data import fallocate
@@ -128,6 +129,8 @@ class DirectoryLayer:
             self._hidden.setdefault(b"" if parent == b"/" else parent, set()).add(name)
         self._lost_uids = owners.overflow_ids("/proc/self/uid_map") if unmapped_as_root else frozenset[int]()
         self._lost_gids = owners.overflow_ids("/proc/self/gid_map") if unmapped_as_root else frozenset[int]()
+        self._listing = threading.Lock()
+        self._loses_ids = bool(self._lost_uids or self._lost_gids)
         self._uuid: bytes | None = None
         self._uuid_known = False
         try:
@@ -188,7 +191,8 @@ class DirectoryLayer:
         fd = self.fd(d)
         entries: dict[bytes, int] = {}
         odd = False
-        with os.scandir(fd.n) as found:
+        # Threads that list one directory at once would share its position (fdopendir(3)).
+        with self._listing, os.scandir(fd.n) as found:
             for entry in found:
                 name = entry.name.encode(_ENCODING, _ERRORS)
                 if entry.is_file(follow_symlinks=False):
@@ -240,9 +244,9 @@ class DirectoryLayer:
         return self._has_xwhiteouts(fd) and whiteout.WHITEOUT in whiteout.mark_names(self._list(self.proc(fd, name)))
 
     def stat(self, d: LayerDir, name: bytes) -> os.stat_result:
-        fd = self.fd(d)
+        fd: Fd = d.ref or self.fd(d)
         st = os.stat(name, dir_fd=fd.n, follow_symlinks=False)
-        if self.overrides or self._lost_uids or self._lost_gids:
+        if self.overrides or self._loses_ids:
             return self.owned(self.proc(fd, name), st)
         return st
 
@@ -271,6 +275,7 @@ class DirectoryLayer:
         file = FdFile(self, n)
         mode = os.fstat(n).st_mode
         if not stat.S_ISREG(mode):
+            file.close()
             number = errno.EISDIR if stat.S_ISDIR(mode) else errno.ENXIO
             raise OSError(number, os.strerror(number), name)
         return file

@@ -73,6 +73,17 @@ class UpperDirectory(StagedByName, DirectoryLayer):
                 errno.EINVAL, "the work directory and the upper directory must stand side by side", self.work
             )
         self._counter = itertools.count()
+        self._privileged = os.geteuid() == 0
+        self._ids = (os.geteuid(), os.getegid())
+        self._tmpfile = True
+        try:
+            self._start(trusted)
+        except BaseException:
+            # Who catches the error keeps this object alive for a while; it must not keep the locks.
+            self._let_go()
+            raise
+
+    def _start(self, trusted: bool | None) -> None:
         try:
             self._work_lock = Fd(_make(self.work))
             self._upper_lock = Fd(os.open(self.path, _OPEN_DIR))
@@ -90,9 +101,6 @@ class UpperDirectory(StagedByName, DirectoryLayer):
         self._prefix = (
             whiteout.TRUSTED if (can_use_trusted(self._upper_lock.n) if trusted is None else trusted) else whiteout.USER
         )
-        self._privileged = os.geteuid() == 0
-        self._ids = (os.geteuid(), os.getegid())
-        self._tmpfile = True
         for name in self.scan(self.staging):
             self.clear(self.staging, name)
         self._sign(self._upper_lock.n)
@@ -320,6 +328,9 @@ class UpperDirectory(StagedByName, DirectoryLayer):
             real = os.stat(path, follow_symlinks=follow)
             if refused or real.st_mode != stat.S_IFMT(now.st_mode) | wanted:
                 self._override(path, now, mode=stat.S_IFMT(now.st_mode) | wanted, uid=uid, gid=gid)
+            elif self.overrides and os.path.samestat(real, os.fstat(self.fd(self.root).n)):
+                # The root's own tells that there are others.
+                self._override(path, now, mode=real.st_mode, uid=uid, gid=gid)
             else:
                 self._drop_override(path)
 
@@ -428,6 +439,7 @@ class UpperDirectory(StagedByName, DirectoryLayer):
         fresh = type(self).__new__(type(self))
         DirectoryLayer.__init__(fresh, path)
         fresh._lost_uids, fresh._lost_gids = self._lost_uids, self._lost_gids
+        fresh._loses_ids = self._loses_ids
         fresh.volatile, fresh.work, fresh._prefix = self.volatile, self.work, self._prefix
         fresh._privileged, fresh._counter, fresh._work_lock = self._privileged, self._counter, self._work_lock
         fresh._ids, fresh._tmpfile = self._ids, self._tmpfile
@@ -470,9 +482,12 @@ class UpperDirectory(StagedByName, DirectoryLayer):
         self.immutable = True
         del self._upper_lock, self._work_lock
 
-    def close(self) -> None:
+    def _let_go(self) -> None:
         super().close()
         self.__dict__.pop("_upper_lock", None)
         self.__dict__.pop("_work_lock", None)
+
+    def close(self) -> None:
+        self._let_go()
         self.staging.ref = None
         self.index = None

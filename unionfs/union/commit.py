@@ -32,7 +32,7 @@ _MAX_COMMAND = 1000
 
 
 @attrs.frozen(slots=True)
-class LayerInfo:
+class HistoryEntry:
     """A layer and what its commit recorded, with the field names of an OCI history entry (image-spec, config.md)."""
 
     layer: Layer = attrs.field(repr=False, eq=False)
@@ -57,7 +57,7 @@ def commit(
     author: str = "",
     created_by: str = "",
     created: dt.datetime | None = None,
-) -> LayerInfo:
+) -> HistoryEntry:
     """Freeze the upper into a new topmost lower layer, and go on with an empty upper.
 
     ``destination``: the layer's directory, which must not exist or be empty, on the upper's file system; by default
@@ -106,15 +106,15 @@ def _record(tree: Tree, message: str, author: str, created_by: str, created: dt.
     return record
 
 
-def info(layer: Layer) -> LayerInfo:
+def info(layer: Layer) -> HistoryEntry:
     """What is known of a layer; a record that can't be read counts as none."""
     raw = layer.record
     if raw is None:
-        return LayerInfo(layer, layer.label)
+        return HistoryEntry(layer, layer.label)
     try:
         entry: dict[str, Any] = json.loads(raw)
         created = entry.get("created")
-        return LayerInfo(
+        return HistoryEntry(
             layer,
             layer.label,
             id=entry.get("id"),
@@ -126,10 +126,10 @@ def info(layer: Layer) -> LayerInfo:
         )
     except (ValueError, AttributeError, TypeError):
         log.warning("%s: its commit record can't be read", layer.label)
-        return LayerInfo(layer, layer.label)
+        return HistoryEntry(layer, layer.label)
 
 
-def history(tree: Tree) -> list[LayerInfo]:
+def history(tree: Tree) -> list[HistoryEntry]:
     """The layers below the upper, topmost first."""
     return [info(layer) for layer in tree.resolver.layers if layer is not tree.upper]
 

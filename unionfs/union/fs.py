@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import datetime as dt
+import errno
+import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import NoReturn, Self, cast
 
 from unionfs.layer.protocol import Layer, WritableLayer
+from unionfs.types import LayerInfo
+from unionfs.union.commit import HistoryEntry, commit, history
+from unionfs.union.diff import Change, diff
+from unionfs.union.holders import layers_of
+from unionfs.union.naming import AnyPath, encoded, named
+from unionfs.union.paths import Segment, UnionPath
 from unionfs.union.stack import HostPath, open_layers
 from unionfs.union.tree import Tree
 from unionfs.union.walking import Walking
@@ -92,12 +101,64 @@ class UnionFS(Walking):
         writes = "read-only" if self._writes_to is None else f"changes go to {self._writes_to}"
         return f"<{state}{type(self).__name__} of {self._depth} layers, {writes}>"
 
+    def path(self, *segments: Segment) -> UnionPath:
+        """A path object of this union: ``fs.path("/etc") / "hosts"`` behaves as a ``pathlib.Path`` does."""
+        return UnionPath(self, *segments)
+
+    def layers_of(self, path: AnyPath) -> list[LayerInfo]:
+        """Which layers hold ``path``, the topmost first, and which wins; a symbolic link is not followed.
+
+            for layer in fs.layers_of("/etc/hosts"):
+                print(layer.label, layer.kind, "wins" if layer.wins else "")
+
+        A whiteout is told too. Empty if no layer has the name; ``OSError`` if there is no such directory.
+        """
+        with named(self, path):
+            raw = encoded(self, path)
+            d, name = (self.tree.root, b".") if not raw.strip(b"/") else self._entry(path, errno.EINVAL)[:2]
+            return layers_of(self.tree, d, name)
+
     def close(self) -> None:
         """Let go of the layers; closing twice does nothing. Files that are open stay usable."""
         if not self.closed:
             self.closed = True
             tree, self.tree = self.tree, cast("Tree", _Closed())
             tree.close()
+
+    def diff(self, path: HostPath = "/") -> Iterator[Change]:
+        """What the upper changes at and below ``path``, compared with the layers below it; see ``union.diff.diff``.
+
+            for change in fs.diff():
+                print(change)                    # "A /etc/motd", "C /etc/hosts", "D /var/cache"
+                change.what                      # {"data", "times"}
+
+        A path whose content and metadata are as below is no change. ``docker_lines(fs.diff())`` gives Docker's lines.
+        """
+        return diff(self.tree, os.fsdecode(path))
+
+    def commit(
+        self,
+        destination: HostPath | None = None,
+        *,
+        message: str = "",
+        author: str = "",
+        created_by: str = "",
+        created: dt.datetime | None = None,
+    ) -> HistoryEntry:
+        """Freeze the upper into a layer that nothing writes to again, and go on with an empty one on top of it.
+
+        It takes the same time whatever the upper holds; open files, threads and mounts go on. ``destination``: a new
+        or empty directory on the upper's file system; by default the next number in ``<upper>.layers``.
+        ``created_by``: the command that made the changes; ``created``: now, by default. Raises ``OSError``: ``EROFS``
+        without an upper, ``LayerError`` for the destination; and ``UnionError`` for a message too long to be kept
+        (3,000 bytes).
+        """
+        where = None if destination is None else os.fsdecode(destination)
+        return commit(self.tree, where, message=message, author=author, created_by=created_by, created=created)
+
+    def history(self) -> list[HistoryEntry]:
+        """The layers below the upper, topmost first, with what their commits recorded."""
+        return history(self.tree)
 
     def __enter__(self) -> Self:
         return self

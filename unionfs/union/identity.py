@@ -23,13 +23,14 @@ class Numbers:
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self._prefix: dict[int, int] = {}
-        self._home = -1
+        self.home = -1
+        """``st_dev`` of the file system whose numbers stay as they are."""
         first = None
         for layer in reversed(layers):
             st = layer.stat(layer.root, b".")
             if first is None:
                 first = st
-                self._home = st.st_dev
+                self.home = st.st_dev
             self._prefix.setdefault(st.st_dev, len(self._prefix))
         if first is None:
             raise ValueError("a union needs a layer")
@@ -40,7 +41,7 @@ class Numbers:
 
     def number(self, st: os.stat_result) -> int:
         """The inode number in the union of what a layer describes as ``st``."""
-        if st.st_dev == self._home:
+        if st.st_dev == self.home:
             return st.st_ino
         prefix = self._prefix.get(st.st_dev)
         if prefix is None:
@@ -59,19 +60,20 @@ class Numbers:
 
 
 def numbered(st: os.stat_result, ino: int, dev: int, nlink: int) -> os.stat_result:
-    """``st`` with these in it; written out, since every cold ``stat`` passes here."""
+    """``st`` with these in it; unpacked and written out, since every cold ``stat`` passes here."""
+    mode, _, _, _, uid, gid, size, atime, mtime, ctime = st
     return os.stat_result(
         (
-            st.st_mode,
+            mode,
             ino,
             dev,
             nlink,
-            st.st_uid,
-            st.st_gid,
-            st.st_size,
-            st[7],
-            st[8],
-            st[9],
+            uid,
+            gid,
+            size,
+            atime,
+            mtime,
+            ctime,
             st.st_atime,
             st.st_mtime,
             st.st_ctime,

@@ -14,15 +14,19 @@ _BOUND = 1 << 18
 class PathCache:
     """``hits``: path to metadata, symlinks followed. ``missing``: paths that do not exist. ``dirs``: path to directory.
 
+    ``seen``: paths that were asked for once. Only the second time an answer is kept, so that a walk over a large tree
+    leaves nothing behind.
+
     A change of one object drops that object's paths; a new name drops what was missing; a directory or symlink that
     goes or moves drops everything.
     """
 
-    __slots__ = ("dirs", "hits", "missing")
+    __slots__ = ("dirs", "hits", "missing", "seen")
 
     def __init__(self) -> None:
         self.hits: dict[str, os.stat_result] = {}
         self.missing: set[str] = set()
+        self.seen: set[str] = set()
         self.dirs: dict[str, DirNode] = {}
 
     def keep(self, path: str, node: Node, st: os.stat_result) -> None:
@@ -35,6 +39,12 @@ class PathCache:
             node.keys = (path,)
         elif path not in keys:
             node.keys = (*keys, path)
+
+    def see(self, path: str) -> None:
+        """``path`` was asked for."""
+        if len(self.seen) >= _BOUND:
+            self.seen = set()
+        self.seen.add(path)
 
     def keep_missing(self, path: str) -> None:
         """``path`` leads nowhere."""
@@ -59,4 +69,5 @@ class PathCache:
         """Paths may lead elsewhere now."""
         self.hits = {}
         self.missing = set()
+        self.seen = set()
         self.dirs = {}

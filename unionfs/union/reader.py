@@ -18,6 +18,8 @@ from unionfs.union.resolve import Code, Resolver, kind_of, merge, places, put_up
 NAME_MAX = 255
 MAX_SYMLINKS = 40
 
+_PEEK_NOT = frozenset({DT_DIR, DT_LNK})
+
 
 def _nothing() -> Layer:
     """A layer without entries: what is below an upper that stands alone."""
@@ -182,19 +184,31 @@ class TreeReader:
             return node
 
     def peek(self, d: DirNode, name: bytes) -> os.stat_result | None:
-        """What ``stat(lookup(d, name))`` would answer, without a node to remember; ``None`` where it takes a node
-        to know."""
-        code = self.entries(d).get(name)
-        if not isinstance(code, int) or code & 15 == DT_DIR:
+        """What ``stat(lookup(d, name))`` would answer, without a node to remember.
+
+        ``None`` for directories and symbolic links, for what a node is known of, and for what takes one to know.
+        """
+        entries = d.entries
+        if entries is None:
+            entries = self.entries(d)
+        code = entries.get(name)
+        if type(code) is not int:
             return None
-        home = self.sources(d)[-1 - (code >> 4)]
+        kind = code & 15
+        if kind in _PEEK_NOT:
+            return None
+        sources = d.srcs
+        assert sources is not None
+        home = sources[-1 - (code >> 4)]
         layer = home.layer
         if layer.has_inos:
             return None
         st = layer.stat(home, name)
-        if st.st_nlink > 1 or (st.st_size and not st.st_blocks):
+        if st.st_nlink > 1 or (not st.st_blocks and st.st_size):
             return None
-        return numbered(st, self.numbers.number(st), self.numbers.device, 1)
+        numbers = self.numbers
+        ino = st.st_ino if st.st_dev == numbers.home else numbers.number(st)
+        return numbered(st, ino, numbers.device, 1)
 
     def settle_number(self, n: Node, st: os.stat_result) -> None:
         """Give a new node its inode number; ``st``: what its layer says of it."""

@@ -100,12 +100,25 @@ class Reading:
     def stat(self, path: AnyPath, *, follow_symlinks: bool = True) -> os.stat_result:
         """As ``os.stat``. ``st_ino`` and ``st_dev`` stay for life; a merged directory's ``st_nlink`` is 1."""
         if follow_symlinks:
-            cache = self.tree.cache
+            tree = self.tree
+            cache = tree.cache
             known = cache.hits.get(path)  # type: ignore[arg-type]
             if known is not None:
                 return known
             if path in cache.missing:
                 raise FileNotFoundError(errno.ENOENT, _NO_ENTRY, path)
+            if path not in cache.seen and type(path) is str:
+                # Asked for the first time: answered, if that is easy, and forgotten.
+                cache.see(path)
+                head, _, tail = path.rpartition("/")
+                d = cache.dirs.get(head)
+                if d is not None:
+                    try:
+                        glimpse = tree.peek(d, tail.encode(_ENCODING, _ERRORS))
+                    except OSError as error:
+                        raise told(self, error, path) from None
+                    if glimpse is not None:
+                        return glimpse
         return self._stat(path, follow_symlinks)
 
     def lstat(self, path: AnyPath) -> os.stat_result:
