@@ -13,7 +13,7 @@ import click
 
 from unionfs.errors import MountError
 from unionfs.mount import daemon, mountinfo, runtime
-from unionfs.mount.engine import AUTO, MountOptions, check_mountpoint, engine_names
+from unionfs.mount.engine import AUTO, SHOWN_ELSEWHERE, MountOptions, check_mountpoint, engine_names
 from unionfs.mount.options import StackOptions, parse_options
 from unionfs.mount.unmounting import unmount
 
@@ -141,11 +141,13 @@ def umount(mountpoint: str, lazy: bool, as_json: bool) -> None:
         with seen:
             record = seen.record
             if not lazy:
-                seen.wait(_PATIENCE, lambda: _still_waiting(seen.record))
+                seen.wait(_PATIENCE, lambda: _still_waiting(seen))
     if as_json:
         known = attrs.asdict(record) if record is not None else {}
         click.echo(json.dumps({"mountpoint": path, "pid": known.get("pid"), "engine": known.get("engine")}))
 
 
-def _still_waiting(record: runtime.Record) -> None:
-    click.echo(f"unionfs: waiting for pid {record.pid} to write everything to disk", err=True)
+def _still_waiting(seen: runtime.Watch) -> None:
+    if seen.serves():
+        raise MountError(errno.EBUSY, f"{SHOWN_ELSEWHERE} (pid {seen.record.pid})", seen.record.mountpoint)
+    click.echo(f"unionfs: waiting for pid {seen.record.pid} to write everything to disk", err=True)

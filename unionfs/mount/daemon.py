@@ -183,13 +183,13 @@ def _become_daemon(request: Request, log_file: str | None, writer: int, said: in
                 waiting.write(json.dumps(answer).encode())
 
     try:
+        os.dup2(said, 2)
         os.setsid()
         os.chdir("/")
         os.umask(0)
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)
-        os.dup2(said, 2)
         keep = {0, 1, 2, writer}
         limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 65536)
         for low, high in zip(sorted(keep), [*sorted(keep)[1:], limit], strict=True):

@@ -40,6 +40,8 @@ SUBTYPE = "unionfs"
 FSTYPE = f"fuse.{SUBTYPE}"
 """What ``/proc/mounts`` calls a mount of ours."""
 
+SHOWN_ELSEWHERE = "unmounted here, but another mount namespace still shows it"
+
 AUTO = "auto"
 
 # Name to module:class, the best first. A module is imported when its engine is asked for.
@@ -86,7 +88,8 @@ class Mount(ABC):
         """Unmount, and return when everything is on disk. Nothing happens if it is unmounted already.
 
         ``lazy``: take it out of the directory tree now, and serve who still uses it till they are done (umount(8)).
-        Raises ``MountError``: ``EBUSY``, with the processes that use it.
+        Raises ``MountError``: ``EBUSY``, with the processes that use it; or, when it is unmounted here, because another
+        mount namespace still shows it and is served on.
         """
 
     @abstractmethod

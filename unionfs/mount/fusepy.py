@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from unionfs._sys.dispositions import as_python_says
 from unionfs.errors import MountError
 from unionfs.mount import mountinfo
-from unionfs.mount.engine import FSTYPE, SUBTYPE, Engine, Mount, MountOptions
+from unionfs.mount.engine import FSTYPE, SHOWN_ELSEWHERE, SUBTYPE, Engine, Mount, MountOptions
 from unionfs.mount.pathops import PathOperations
 from unionfs.mount.unmounting import unmount
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from unionfs.union.fs import UnionFS
 
 _ANSWER_WITHIN = 15.0  # seconds
+_LAST_REQUEST_WITHIN = 5.0  # seconds
 _LONG = 86400.0
 _LIBFUSE_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)
 
@@ -137,6 +138,7 @@ class _FuseMount(Mount):
         self._tree = fs.tree
         self._owner = os.getpid()
         self._ready = threading.Event()
+        self._served = threading.Event()
         self._unmounting = threading.Lock()
         self._failure: BaseException | None = None
         covered = mountinfo.mount_at(mountpoint)
@@ -169,6 +171,7 @@ class _FuseMount(Mount):
         except BaseException as error:  # noqa: BLE001  # Told to who waits for the mount.
             self._failure = error
         finally:
+            self._served.set()
             for signum in _LIBFUSE_SIGNALS:
                 as_python_says(signum)
             operations.close()
@@ -216,8 +219,11 @@ class _FuseMount(Mount):
                     unmount(self.mountpoint, lazy=lazy)
                 elif any(below.device == self._device for below in mountinfo.mounts()):
                     raise MountError(errno.EBUSY, "something else is mounted on top", self.mountpoint)
-            if not lazy:
-                self.wait()
+            if lazy:
+                return
+            if not self._served.wait(_LAST_REQUEST_WITHIN):
+                raise MountError(errno.EBUSY, SHOWN_ELSEWHERE, self.mountpoint)
+            self.wait()
 
 
 _alive: weakref.WeakSet[_FuseMount] = weakref.WeakSet()

@@ -310,7 +310,10 @@ class PathOperations:
                 del self._open_count[node]
                 for name in [name for name, hidden in self._hidden.items() if hidden is node]:
                     del self._hidden[name]
-        handle.close()
+        try:
+            handle.close()
+        except OSError as error:
+            log.error("closing %s: %s", os.fsdecode(node.name), error)  # close(2) has returned long ago.
         return 0
 
     def read(self, _path: str | None, size: int, offset: int, fi: Any) -> bytes:

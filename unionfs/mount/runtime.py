@@ -107,6 +107,13 @@ class Watch:
                 os.unlink(self._path)
         return True
 
+    def serves(self) -> bool:
+        """Whether the daemon still talks to the kernel, as far as this process may see that."""
+        fds = f"/proc/{self.record.pid}/fd"
+        with contextlib.suppress(OSError):
+            return any(os.readlink(f"{fds}/{fd}") == "/dev/fuse" for fd in os.listdir(fds))
+        return False
+
     def wait(self, patience: float, still_waiting: Callable[[], None]) -> None:
         """Return when the daemon has gone. ``still_waiting`` is called once, after ``patience`` seconds."""
         started, told = time.monotonic(), False

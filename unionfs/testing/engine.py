@@ -128,9 +128,13 @@ class EngineSuite(ABC):
             yield Path(directory)
 
     @pytest.fixture
-    def merged(self, base: Path) -> Iterator[Path]:
+    def layers(self, base: Path) -> list[Path]:
+        """The lowers, topmost first."""
+        return make_layers(base / "layers")
+
+    @pytest.fixture
+    def merged(self, base: Path, layers: list[Path]) -> Iterator[Path]:
         """The mountpoint."""
-        layers = make_layers(base / "layers")
         before = [_fingerprint(layer) for layer in layers]
         for name in ("merged", "upper", "work"):
             (base / name).mkdir()
@@ -180,17 +184,25 @@ class EngineSuite(ABC):
         with fails(errno.ENOTDIR):
             os.stat(merged / "only-top/x")
 
-    def test_listing_of_many_names(self, merged: Path) -> None:
-        names = {f"name-{number:05}" for number in range(10_000)}
-        (merged / "many").mkdir()
-        for name in names:
-            os.mknod(merged / "many" / name)
-        assert set(os.listdir(merged / "many")) == names
+    @pytest.fixture
+    def many(self, layers: list[Path]) -> set[str]:
+        """Names in a directory ``many``, scattered over the layers, some of them in two."""
+        names = [f"name-{number:05}" for number in range(10_000)]
+        for position, layer in enumerate(layers):
+            (layer / "many").mkdir()
+            for name in names[position * 3000 : position * 3000 + 4000]:
+                os.mknod(layer / "many" / name)
+        return set(names)
+
+    def test_listing_of_many_names(self, many: set[str], merged: Path) -> None:
+        assert set(os.listdir(merged / "many")) == many
         with os.scandir(merged / "many") as entries:
             for number, entry in enumerate(entries):
-                if number % 2:
+                if number % 20 == 0:
                     os.unlink(entry.path)
-        assert len(os.listdir(merged / "many")) == 5_000
+                    many.discard(entry.name)
+        assert set(os.listdir(merged / "many")) == many
+        assert len(many) == 9_500
 
     def test_open_directory_is_listed_anew_after_rewind(self, merged: Path) -> None:
         fd = os.open(merged / "shared", os.O_RDONLY)
