@@ -75,12 +75,12 @@ def copy_metadata(
     if not stat.S_ISLNK(st.st_mode):
         upper.setattr(d2, name2, mode=stat.S_IMODE(st.st_mode))
     for key in layer.listxattr(d, name):
-        with _tolerated(key):
+        with tolerated(key):
             upper.setxattr(d2, name2, key, layer.getxattr(d, name, key))
     upper.setattr(d2, name2, times=(st.st_atime_ns, st.st_mtime_ns))
 
 
-class _tolerated:  # noqa: N801
+class tolerated:  # noqa: N801
     """An attribute that can't be kept here: said, and gone on, if it is one of those that may not be."""
 
     def __init__(self, key: bytes) -> None:
@@ -201,11 +201,11 @@ def _copy_up_regular(tree: TreeReader, n: FileNode, data: bool, limit: int | Non
         upper.dress(file, st, marks)
         if source is not None and whole:
             for key in source.listxattr():
-                with _tolerated(key):
+                with tolerated(key):
                     file.setxattr(key, source.getxattr(key))
         else:
             for key in home.layer.listxattr(home, lname):
-                with _tolerated(key):
+                with tolerated(key):
                     file.setxattr(key, home.layer.getxattr(home, lname, key))
         # What is cut off on the way has changed, the rest has not.
         file.setattr(times=(st.st_atime_ns, st.st_mtime_ns if limit is None else time.time_ns()))
