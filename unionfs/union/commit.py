@@ -188,10 +188,14 @@ def _directory_in(tree: Tree, upper: WritableLayer, fresh: WritableLayer, d: Dir
     if fresh.kind(parent, d.name) is None:
         here = tree.sources(d)[0]
         st = upper.stat(here, b".")
+        # Made in staging, where it inherits nothing.
+        temp = fresh.temp_name()
+        fresh.mkdir(fresh.staging, temp, 0o700)
+        marks = attrs.evolve(upper.marks(here, b"."), opaque=False, redirect=None, ino=d.ino)
+        fresh.set_marks(fresh.staging, temp, marks)
+        copy_metadata(upper, here, b".", st, fresh, fresh.staging, temp)
         with kept_times(fresh, parent):
-            fresh.mkdir(parent, d.name, 0o700)
-        fresh.set_marks(parent, d.name, attrs.evolve(upper.marks(here, b"."), opaque=False, redirect=None, ino=d.ino))
-        copy_metadata(upper, here, b".", st, fresh, parent, d.name)
+            fresh.rename(fresh.staging, temp, parent, d.name)
     return there
 
 
