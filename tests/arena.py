@@ -1,0 +1,214 @@
+"""Where a union and a plain directory that looks the same meet: scattered layers on disk, a duel, a failure cut down.
+
+`run_seed` is the whole of it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+
+import attrs
+
+from unionfs.layer import whiteout
+from unionfs.layer.directory import DirectoryLayer
+from unionfs.layer.protocol import DT_DIR, DT_REG
+from unionfs.layer.trees import Link
+from unionfs.layer.upper import UpperDirectory
+from unionfs.testing.operations import Op, Operations
+from unionfs.testing.oracle import Duel, Seen
+from unionfs.testing.stacks import Spec, build, build_merged, random_stack, spec_code, without_hidden_links
+from unionfs.testing.surfaces import HostSurface, Surface, TreeSurface
+from unionfs.union.commit import commit
+from unionfs.union.tree import Tree
+
+Opener = Callable[["Arena"], Surface]
+
+
+def open_tree(arena: Arena) -> Surface:
+    """The core itself."""
+    return TreeSurface(arena.tree())
+
+
+class Arena:
+    """A stack of layers on disk below `top`, and the plain directory that shows the same.
+
+    `open_subject` makes the subject over the layers. With `root`, marks are `trusted.*`.
+    """
+
+    def __init__(
+        self,
+        top: str | Path,
+        stack: Sequence[Spec],
+        *,
+        root: bool = True,
+        open_subject: Opener = open_tree,
+        redirect_dir: bool = True,
+        metacopy: bool = True,
+    ) -> None:
+        self.top = os.fspath(top)
+        self.root = root
+        self.redirect_dir, self.metacopy = redirect_dir, metacopy
+        self._open_subject = open_subject
+        self._open: Tree | None = None
+        prefix = whiteout.TRUSTED if root else whiteout.USER
+        for name in ("upper", "work", "plain", "aside"):
+            os.makedirs(f"{self.top}/{name}")
+        self.lowers = [f"{self.top}/lower{i}" for i in range(len(stack))]
+        for lower, spec in zip(self.lowers, stack, strict=True):
+            os.mkdir(lower)
+            build(spec, lower, prefix)
+        build_merged(stack, f"{self.top}/plain", f"{self.top}/aside")
+        # The merged root has the upper's metadata, so the upper's is made as the topmost lower's.
+        build({b"": stack[0][b""]}, f"{self.top}/upper", prefix)
+
+    def layers(self) -> list[DirectoryLayer]:
+        """The lowers, topmost first, those that a commit made among them."""
+        frozen = f"{self.top}/upper.layers"
+        commits = sorted(os.listdir(frozen), reverse=True) if os.path.isdir(frozen) else []
+        return [DirectoryLayer(path) for path in [*(f"{frozen}/{name}" for name in commits), *self.lowers]]
+
+    def tree(self) -> Tree:
+        """The union, opened anew; the one before is closed."""
+        if self._open is not None:
+            self._open.close()
+        upper = UpperDirectory(f"{self.top}/upper", f"{self.top}/work", trusted=self.root)
+        self._open = Tree(self.layers(), upper, redirect_dir=self.redirect_dir, metacopy=self.metacopy)
+        return self._open
+
+    def subject(self) -> Surface:
+        """The subject, opened anew."""
+        return self._open_subject(self)
+
+    def commit(self) -> None:
+        """Freeze the upper of the open union."""
+        assert self._open is not None
+        commit(self._open)
+
+    def duel(self) -> Duel:
+        """Both, ready."""
+        return Duel(
+            HostSurface(f"{self.top}/plain"),
+            self.subject(),
+            remount=self.subject,
+            commit=self.commit,
+            unkept=None if self.root else _without_user_attributes,
+        )
+
+    def close(self) -> None:
+        """Everything goes."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+        shutil.rmtree(self.top)
+
+
+def _without_user_attributes(seen: Seen) -> bool:
+    """Symbolic links and special files have no `user.*` attributes that could keep their number (xattr(7))."""
+    return int(seen.facts["mode"], 8) >> 12 not in (DT_DIR, DT_REG)
+
+
+@attrs.frozen
+class Setting:
+    """How cases run."""
+
+    top: Path
+    root: bool = True
+    steps: int = 60
+    commits: bool = False
+    open_subject: Opener = open_tree
+    compare_every: int = 10
+
+    def arena(self, stack: Sequence[Spec]) -> Arena:
+        return Arena(self.top / "arena", stack, root=self.root, open_subject=self.open_subject)
+
+
+def run_seed(setting: Setting, seed: int) -> None:
+    """One random case. Raises AssertionError with the smallest layers and operations that fail alike."""
+    rng = Random(seed)
+    stack = random_stack(rng, rng.randrange(3, 6), root=setting.root)
+    if setting.commits:
+        # A commit lets go of names that nobody can see, and the link counts say so.
+        stack = without_hidden_links(stack)
+    arena = setting.arena(stack)
+    duel = arena.duel()
+    operations = Operations(rng, duel.reference, root=setting.root, commits=setting.commits)
+    try:
+        duel.compare()
+        for i in range(setting.steps):
+            duel.step(operations.next())
+            if i % setting.compare_every == 0:
+                duel.compare()
+        duel.step(("remount",))
+    except (AssertionError, OSError, LookupError, TypeError, ValueError, AttributeError) as error:
+        failed: Exception = error
+    else:
+        return
+    finally:
+        duel.close()
+        arena.close()
+    stack, _, failed = minimize(setting, stack, duel.history, failed)
+    layers = ",\n    ".join(map(spec_code, stack))
+    raise AssertionError(f"seed {seed}\nstack = [\n    {layers},\n]\n{failed!s}") from failed
+
+
+def replay(setting: Setting, stack: Sequence[Spec], history: Sequence[Op]) -> None:
+    """These operations on these layers, all compared after each."""
+    arena = setting.arena(stack)
+    duel = arena.duel()
+    try:
+        duel.compare()
+        for op in history:
+            duel.step(op)
+            duel.compare()
+        duel.step(("remount",))
+    finally:
+        duel.close()
+        arena.close()
+
+
+def _failure(setting: Setting, stack: Sequence[Spec], history: Sequence[Op], like: Exception) -> Exception | None:
+    try:
+        replay(setting, stack, history)
+    except Exception as error:
+        return error if type(error) is type(like) else None
+    return None
+
+
+def minimize(
+    setting: Setting, stack: list[Spec], history: list[Op], failed: Exception
+) -> tuple[list[Spec], list[Op], Exception]:
+    """The least operations and layer entries that still fail with an exception of the same type."""
+    again = _failure(setting, stack, history, failed)
+    if again is None:
+        return stack, history, failed
+    failed = again
+    step = max(1, len(history) // 2)
+    while step:
+        i = 0
+        while i < len(history):
+            fewer = history[:i] + history[i + step :]
+            if again := _failure(setting, stack, fewer, failed):
+                history, failed = fewer, again
+            else:
+                i += step
+        step //= 2
+    for i in range(len(stack)):
+        for path in reversed(list(stack[i])):
+            if not path or _is_needed(stack[i], path):
+                continue
+            smaller = [dict(spec) for spec in stack]
+            del smaller[i][path]
+            if again := _failure(setting, smaller, history, failed):
+                stack, failed = smaller, again
+    return stack, history, failed
+
+
+def _is_needed(spec: Spec, path: bytes) -> bool:
+    return any(
+        other.startswith(path + b"/") or (isinstance(entry, Link) and entry.path == path)
+        for other, entry in spec.items()
+    )
