@@ -223,6 +223,68 @@ class MetadataTests:
         assert len(upper.scan(d)) == 200
         check_agreement(upper)
 
+    # Staged files, and what open ones know of themselves
+
+    def test_staged_file(self, upper: WritableLayer) -> None:
+        write(upper, upper.root, b"model", b"")
+        owner = (1234, 4321) if self.has_owners else (os.geteuid(), os.getegid())
+        upper.setattr(upper.root, b"model", mode=0o6751, uid=owner[0], gid=owner[1])
+        st = upper.stat(upper.root, b"model")
+        file = upper.stage()
+        assert file.stat().st_mode == stat.S_IFREG | 0o600
+        assert upper.scan(upper.root) == {b"model": DT_REG}
+        file.pwrite(b"staged", 0)
+        file.setxattr(b"user.a", b"1")
+        marks = Marks(metacopy=True, redirect=b"/there", ino=7)
+        upper.dress(file, st, marks)
+        file.setattr(times=(OLD, OLD + 1))
+        with fails(errno.EEXIST):
+            upper.place(file, upper.root, b"model")
+        upper.place(file, upper.root, b"placed")
+        found = upper.stat(upper.root, b"placed")
+        assert (found.st_mode, found.st_uid, found.st_gid) == (stat.S_IFREG | 0o6751, *owner)
+        assert (found.st_atime_ns, found.st_mtime_ns, found.st_nlink) == (OLD, OLD + 1, 1)
+        assert found.st_ino == file.stat().st_ino
+        assert upper.marks(upper.root, b"placed") == marks
+        assert upper.getxattr(upper.root, b"placed", b"user.a") == b"1"
+        assert file.pwrite(b"S", 0) == 1
+        file.close()
+        assert read(upper, upper.root, b"placed") == b"Staged"
+        assert upper.scan(upper.staging) == {}
+        check_agreement(upper)
+
+    def test_staged_file_is_not_needed(self, upper: WritableLayer) -> None:
+        file = upper.stage()
+        file.pwrite(b"x", 0)
+        upper.discard(file)
+        assert upper.scan(upper.staging) == upper.scan(upper.root) == {}
+        with fails(errno.EBADF):
+            file.pread(1, 0)
+
+    def test_staged_file_has_nowhere_to_go(self, upper: WritableLayer) -> None:
+        file = upper.stage()
+        d = upper.mkdir(upper.root, b"dir", 0o755)
+        upper.rmdir(upper.root, b"dir")
+        with fails(errno.ENOENT):
+            upper.place(file, d, b"x")
+        with fails(errno.ENAMETOOLONG):
+            upper.place(file, upper.root, b"n" * 256)
+        upper.place(file, upper.root, b"x")
+        assert upper.scan(upper.root) == {b"x": DT_REG}
+
+    def test_xattrs_of_an_open_file(self, upper: WritableLayer) -> None:
+        marked = Entry(stat.S_IFREG | 0o644, b"", xattrs={"user.a": b"1"}, marks=Marks(redirect=b"/r"))
+        populate(upper, {"file": marked})
+        file = upper.open(upper.root, b"file", os.O_RDWR)
+        upper.unlink(upper.root, b"file")
+        key = whiteout.USER + b"mine"
+        file.setxattr(key, b"2")
+        assert sorted(file.listxattr()) == [b"user.a", key]
+        assert (file.getxattr(b"user.a"), file.getxattr(key)) == (b"1", b"2")
+        for missing in (b"user.none", whiteout.USER + whiteout.REDIRECT):
+            with fails(errno.ENODATA):
+                file.getxattr(missing)
+
     # Commit
 
     def test_freeze(self, upper: WritableLayer) -> None:
@@ -236,14 +298,12 @@ class MetadataTests:
         before = upper.scan(root)
         st = upper.stat(root, b"a")
 
-        assert upper.record is None
         fresh = upper.begin_freeze(None)
+        assert [layer.record for layer in (upper, fresh)] == [None, None]
         assert fresh.scan(fresh.root) == {}
         upper.finish_freeze(fresh, b'{"comment": "first"}')
 
-        assert upper.record == b'{"comment": "first"}'
-        assert fresh.record is None
-
+        assert [layer.record for layer in (upper, fresh)] == [b'{"comment": "first"}', None]
         # What was is still there, by old directories and new ones.
         assert upper.scan(root) == before
         assert read(upper, root.child(b"dir"), b"x") == file.pread(9, 0) == b"data"
@@ -284,6 +344,7 @@ class MetadataTests:
         fresh = upper.begin_freeze(None)
         upper.finish_freeze(fresh, b"{}")
         refused: tuple[Callable[[], object], ...] = (
+            upper.stage,
             lambda: upper.mkdir(root, b"new", 0o755),
             lambda: upper.create(root, b"new", 0o644),
             lambda: upper.mknod(root, b"new", stat.S_IFIFO | 0o600, 0),
