@@ -23,6 +23,7 @@ _OVL_FH_MAGIC = 0xFB
 _OVL_FH_FLAG_BIG_ENDIAN = 1
 _FRAME = struct.Struct("=BBBBB16s")
 
+_open_by_handle_at = function("open_by_handle_at", ctypes.c_int, ctypes.c_char_p, ctypes.c_int)
 _name_to_handle_at = function(
     "name_to_handle_at",
     ctypes.c_int,
@@ -74,8 +75,30 @@ def overlay_handle(dir_fd: int, name: bytes, uuid: bytes) -> bytes | None:
     return _FRAME.pack(_OVL_FH_VERSION, _OVL_FH_MAGIC, length, flags, kind, uuid) + fid
 
 
+def stat_by_handle(fd: int, handle: bytes, uuid: bytes) -> os.stat_result | None:
+    """Metadata of the object with this handle (as ``overlay_handle`` gives it) on the file system of ``fd``.
+
+    ``None`` where it can't be told: the object is gone or on another file system, or this process may not ask
+    (open_by_handle_at(2): CAP_DAC_READ_SEARCH).
+    """
+    if _open_by_handle_at is None or len(handle) <= _FRAME.size:
+        return None
+    version, magic, length, _, kind, of = _FRAME.unpack_from(handle)
+    if (version, magic, length, of) != (_OVL_FH_VERSION, _OVL_FH_MAGIC, len(handle), uuid):
+        return None
+    fid = handle[_FRAME.size :]
+    found = _open_by_handle_at(fd, struct.pack("=Ii", len(fid), kind) + fid, os.O_PATH | os.O_CLOEXEC)
+    if found < 0:
+        return None
+    try:
+        return os.fstat(found)
+    finally:
+        os.close(found)
+
+
 def can_use_trusted(fd: int) -> bool:
-    """Whether this process may write ``trusted.*`` attributes on the file system of ``fd`` (xattr(7): CAP_SYS_ADMIN)."""
+    """Whether this process may write ``trusted.*`` attributes on the file system of ``fd`` (xattr(7):
+    CAP_SYS_ADMIN)."""
     probe = "trusted.overlay.unionfs.probe"
     try:
         os.setxattr(fd, probe, b"")

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable
 
 from unionfs._sys.data import fallocate
-from unionfs._sys.filehandle import filesystem_uuid, overlay_handle
+from unionfs._sys.filehandle import filesystem_uuid, overlay_handle, stat_by_handle
 from unionfs.errors import LayerError
 from unionfs.layer import owners, whiteout
 from unionfs.layer.descriptors import KEPT, Fd
@@ -362,10 +362,19 @@ class DirectoryLayer:
 
     def handle(self, d: LayerDir, name: bytes) -> bytes | None:
         fd = self.fd(d)
+        uuid = self._filesystem(fd)
+        return None if uuid is None else overlay_handle(fd.n, name, uuid)
+
+    def by_handle(self, handle: bytes) -> os.stat_result | None:
+        fd = self.fd(self.root)
+        uuid = self._filesystem(fd)
+        return None if uuid is None else stat_by_handle(fd.n, handle, uuid)
+
+    def _filesystem(self, fd: Fd) -> bytes | None:
         if not self._uuid_known:
             self._uuid = filesystem_uuid(fd.n)
             self._uuid_known = True
-        return None if self._uuid is None else overlay_handle(fd.n, name, self._uuid)
+        return self._uuid
 
     @property
     def record(self) -> bytes | None:

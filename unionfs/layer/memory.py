@@ -345,6 +345,9 @@ class MemoryLayer(StagedByName):
     def handle(self, d: LayerDir, name: bytes) -> bytes | None:  # noqa: ARG002
         return None
 
+    def by_handle(self, handle: bytes) -> os.stat_result | None:  # noqa: ARG002
+        return None
+
     @property
     def record(self) -> bytes | None:
         return self._record

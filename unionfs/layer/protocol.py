@@ -147,6 +147,9 @@ class Layer(Protocol):
     def handle(self, d: LayerDir, name: bytes) -> bytes | None:
         """overlayfs's file handle of the entry, or ``None`` where there is no such thing."""
 
+    def by_handle(self, handle: bytes) -> os.stat_result | None:
+        """Metadata of the object with this handle; ``None`` where the layer can't tell."""
+
     def statvfs(self) -> os.statvfs_result: ...
 
     def close(self) -> None: ...

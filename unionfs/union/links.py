@@ -8,13 +8,14 @@ from the inode's own: fs/overlayfs/util.c, ``ovl_set_nlink_common``).
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from typing import TYPE_CHECKING
 
 import attrs
 
-from unionfs.layer.protocol import LayerDir, Marks, WritableLayer
+from unionfs.layer.protocol import DT_DIR, DT_REG, DT_WHT, LayerDir, Marks, WritableLayer
 from unionfs.union.copyup import kept_times
 from unionfs.union.node import UNKNOWN, DirNode, FileNode
 
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
     from unionfs.union.reader import TreeReader
 
 log = logging.getLogger(__name__)
+
+
+def _is_handle(name: bytes) -> bool:
+    try:
+        bytes.fromhex(name.decode())
+    except ValueError:
+        return False
+    return True
 
 
 class Links:
@@ -34,9 +43,30 @@ class Links:
         self.reload()
 
     def reload(self) -> None:
-        """Read the upper's index anew: at start, and after a commit."""
+        """Read the upper's index anew: at start, and after a commit.
+
+        An entry without any name is what a killed process left, and goes (fs/overlayfs/readdir.c,
+        ``ovl_indexdir_cleanup``). A count relative to the lower's becomes one relative to the upper's.
+        """
+        self._indexed = set()
         upper = self._tree.upper
-        self._indexed = set() if upper is None or upper.index is None else set(upper.scan(upper.index))
+        if upper is None or upper.index is None:
+            return
+        for name, kind in upper.scan(upper.index).items():
+            if not _is_handle(name) or kind in (DT_DIR, DT_WHT):
+                if name.startswith(b"#"):
+                    upper.clear(upper.index, name)  # overlayfs stages here too.
+                continue
+            n = FileNode(None, name, kind, upper.index, name)
+            st = upper.stat(upper.index, name)
+            marks = upper.marks(upper.index, name)
+            self._read_count(n, name, marks, st)
+            if st.st_nlink + n.nlink_delta <= 0:
+                upper.unlink(upper.index, name)
+                continue
+            self._indexed.add(name)
+            if (marks.nlink or b"L")[:1] == b"L" and n.links_below is not None:
+                upper.set_marks(upper.index, name, attrs.evolve(marks, nlink=b"U%+d" % n.nlink_delta))
 
     def in_index(self) -> list[FileNode]:
         """The nodes that are kept in the index, after looking up those that nobody asked for yet."""
@@ -49,7 +79,7 @@ class Links:
             if known is None:
                 known = FileNode(None, handle, st.st_mode >> 12, index, handle)
                 known.names = {}
-                self._read_count(known, upper.marks(index, handle), st, None)
+                self._read_count(known, handle, upper.marks(index, handle), st)
                 self._nodes[st.st_dev, st.st_ino] = known
                 self._tree.settle_number(known, st)
             known.home, known.lname, known.handle = index, handle, handle
@@ -123,7 +153,8 @@ class Links:
             known.home, known.lname = upper.index, handle
             return known
         n.home, n.lname, n.handle, n.data = upper.index, handle, handle, UNKNOWN
-        self._read_count(n, upper.marks(upper.index, handle), st, lower)
+        n.links_below = lower.st_nlink
+        self._read_count(n, handle, upper.marks(upper.index, handle), st)
         self._nodes[key] = n
         return n
 
@@ -132,23 +163,37 @@ class Links:
         marks = n.home.layer.marks(n.home, n.lname)
         handle = None if marks.origin is None else marks.origin.hex().encode()
         if handle is not None and handle in self._indexed:
-            self._read_count(n, marks, st, None)
+            self._read_count(n, handle, marks, st)
             n.home, n.lname, n.handle = self._index(), handle, handle
 
-    @staticmethod
-    def _read_count(n: FileNode, marks: Marks, st: os.stat_result, lower: os.stat_result | None) -> None:
-        """``U+1``: one more than the upper's inode has; ``L-1``: one less than the lower's."""
-        if marks.nlink is None:
-            return
+    def _read_count(self, n: FileNode, handle: bytes, marks: Marks, st: os.stat_result) -> None:
+        """``U+1``: one more than the upper's inode has; ``L-1``: one less than the lower's. None is ``L+0``."""
+        record = marks.nlink or b"L+0"
         try:
-            distance = int(marks.nlink[1:])
+            distance = int(record[1:])
         except ValueError:
-            log.warning("%s: link count %r ignored", n.home.layer.label, marks.nlink)
+            log.warning("%s: link count %r ignored", n.home.layer.label, record)
             return
-        if marks.nlink[:1] == b"U":
+        if record[:1] == b"U":
             n.nlink_delta = distance
-        elif lower is not None:
-            n.nlink_delta = lower.st_nlink + distance - st.st_nlink
+            return
+        below = self._count_below(n, handle)
+        if below is None:
+            log.warning("%s: the link count of a copied-up hard link is not known", n.home.layer.label)
+            n.nlink_delta = -1  # The index itself is none of its names.
+        else:
+            n.nlink_delta = below + distance - st.st_nlink
+
+    def _count_below(self, n: FileNode, handle: bytes) -> int | None:
+        """The link count of the lower inode with this handle."""
+        if n.links_below is None:
+            raw = bytes.fromhex(handle.decode())
+            for layer in self._tree.resolver.layers:
+                st = layer.by_handle(raw)
+                if st is not None:
+                    n.links_below = st.st_nlink
+                    break
+        return n.links_below
 
     @staticmethod
     def _handle(home: LayerDir, lname: bytes) -> bytes | None:
@@ -167,31 +212,37 @@ class Links:
         upper = self._upper()
         assert n.parent is not None
         assert n.names is not None
-        handle = self._keep(n, temp, nlink, names=1)
+        handle = self._keep(n, temp, nlink)
         with kept_times(upper, parent):
             upper.rename(upper.staging, temp, parent, n.name)
+        n.nlink_delta = nlink - (1 if handle is None else 2)
         self._moved(n, handle, (parent, n.name), data)
         n.names[n.parent, n.name] = True
         self._remember(n, upper)
+        self.record(n)
 
-    def _keep(self, n: FileNode, temp: bytes, nlink: int, names: int) -> bytes | None:
-        """Put the staged copy into the index; ``names``: how many names besides it will have in the upper."""
+    def _keep(self, n: FileNode, temp: bytes, nlink: int) -> bytes | None:
+        """Put the staged copy into the index, its link count relative to the lower's until it has its name."""
         upper = self._upper()
-        handle = raw = None
-        if upper.index is not None:
-            raw = n.home.layer.handle(n.home, n.lname)
-            if raw is None:
-                log.info("%s: no file handles; its hard links are kept until the next mount", n.home.layer.label)
-            else:
-                handle = raw.hex().encode()
-        real = names + (handle is not None)
-        n.nlink_delta = nlink - real
-        if handle is not None:
-            marks = upper.marks(upper.staging, temp)
-            marks = attrs.evolve(marks, nlink=b"U%+d" % n.nlink_delta, origin=raw)
+        if upper.index is None:
+            return None
+        raw = n.home.layer.handle(n.home, n.lname)
+        if raw is None:
+            log.info("%s: no file handles; its hard links are kept until the next mount", n.home.layer.label)
+            return None
+        n.links_below = n.home.layer.stat(n.home, n.lname).st_nlink
+        marks = attrs.evolve(upper.marks(upper.staging, temp), nlink=b"L%+d" % (nlink - n.links_below), origin=raw)
+        try:
             upper.set_marks(upper.staging, temp, marks)
-            upper.link(upper.staging, temp, self._index(), handle)
-            self._indexed.add(handle)
+        except OSError as error:
+            # user.* attributes are for regular files and directories only (xattr(7)).
+            if n.kind == DT_REG or error.errno not in (errno.EPERM, errno.EOPNOTSUPP):
+                raise
+            log.info("%s: no marks on it; its hard links are kept until the next mount", n.name)
+            return None
+        handle = raw.hex().encode()
+        upper.link(upper.staging, temp, self._index(), handle)
+        self._indexed.add(handle)
         return handle
 
     def _moved(
@@ -212,6 +263,13 @@ class Links:
         """Give the upper's object the name under which only a layer below had it."""
         upper = self._upper()
         assert n.names is not None
+        if n.handle is not None:
+            below = self._count_below(n, n.handle)
+            if below is not None:
+                # The upper's count is about to change, the union's is not.
+                nlink = self._tree.stat(n).st_nlink
+                marks = upper.marks(n.home, n.lname)
+                upper.set_marks(n.home, n.lname, attrs.evolve(marks, nlink=b"L%+d" % (nlink - below)))
         with kept_times(upper, parent):
             upper.link(n.home, n.lname, parent, name)
         n.names[d, name] = True
@@ -224,11 +282,6 @@ class Links:
         if n.handle is not None:
             marks = upper.marks(n.home, n.lname)
             upper.set_marks(n.home, n.lname, attrs.evolve(marks, nlink=b"U%+d" % n.nlink_delta))
-
-    def lower_name_gone(self, n: FileNode) -> None:
-        """A name that only a layer below had is no more."""
-        n.nlink_delta -= 1
-        self.record(n)
 
     def forget(self, n: FileNode) -> None:
         """The object has no name left: it leaves the index."""

@@ -96,7 +96,8 @@ class FileNode(Node):
     ``dead``: it has no name left. ``kept``: the upper's object of an open metacopy that lost its name.
 
     Of hard links only: ``names``, each known name and whether the upper has it under that name; ``nlink_delta``:
-    names in the union that the link count of ``home`` does not count; ``handle``: the name of its entry in the index.
+    names in the union that the link count of ``home`` does not count; ``handle``: the name of its entry in the index;
+    ``links_below``: the link count of the inode that it was copied up from, once known.
     """
 
     __slots__ = (
@@ -107,6 +108,7 @@ class FileNode(Node):
         "home",
         "kept",
         "kind",
+        "links_below",
         "lname",
         "names",
         "nlink_delta",
@@ -128,6 +130,7 @@ class FileNode(Node):
         self.uncached = 0
         self.busy: threading.Lock | None = None
         self.handle: bytes | None = None
+        self.links_below: int | None = None
 
     @property
     def nameless(self) -> bool:

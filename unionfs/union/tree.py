@@ -313,8 +313,12 @@ class Tree(TreeReader):
         if n.open and n.home.layer is self.upper and self.data_of(n) is not None:
             n.kept = n.home.layer.open(n.home, n.lname, os.O_RDONLY)
         last = n.names is None or self.stat(n).st_nlink <= 1
-        if n.names is not None and n.handle is None and self.has_name_in_upper(n, d, name):
-            self._rehome(n, d, name)
+        if n.names is not None and n.home.layer is self.upper:
+            if n.handle is not None:
+                # So that the name goes and the count falls in one step.
+                self.name_in_upper(n, d, name)
+            elif n.names[d, name]:
+                self._rehome(n, d, name)
         return last
 
     def _rehome(self, n: FileNode, d: DirNode, name: bytes) -> None:
@@ -334,7 +338,7 @@ class Tree(TreeReader):
         """The name is gone on disk; now in memory."""
         only_below = n.names is not None and n.home.layer is self.upper and not n.names.get((d, name), False)
         if only_below:
-            self.links.lower_name_gone(n)
+            n.nlink_delta -= 1
         n.st = None
         n.drop_name(d, name)
         if last:
