@@ -189,6 +189,16 @@ def test_a_killed_daemon(top: Path, words: list[object]) -> None:
     assert os.listdir(top / "mnt") == []
 
 
+def test_a_daemon_that_hangs(top: Path, words: list[object]) -> None:
+    pid = json.loads(ok(*words, "--json"))["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        fails_with(run(*words), "a union is mounted here already")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    ok("umount", top / "mnt")
+
+
 def test_an_upper_is_mounted_once(top: Path, words: list[object]) -> None:
     pid = json.loads(ok(*words, "--json"))["pid"]
     (top / "mnt2").mkdir()

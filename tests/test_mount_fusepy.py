@@ -10,7 +10,8 @@ import pytest
 
 import unionfs.mount
 from unionfs.mount import Mount
-from unionfs.testing.engine import EngineSuite, fails
+from unionfs.testing.engine import EngineSuite
+from unionfs.testing.engine_base import fails
 from unionfs.union.fs import UnionFS
 
 pytestmark = pytest.mark.fuse

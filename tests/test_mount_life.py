@@ -19,7 +19,7 @@ import pytest
 import unionfs.mount
 from unionfs.errors import MountError
 from unionfs.mount import mountinfo
-from unionfs.testing.engine import fails
+from unionfs.testing.engine_base import fails
 from unionfs.union.fs import UnionFS
 
 pytestmark = pytest.mark.fuse

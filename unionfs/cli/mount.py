@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
+from unionfs.cli.params import DIRECTORY
 from unionfs.errors import MountError
 from unionfs.mount import daemon, mountinfo, runtime
 from unionfs.mount.engine import AUTO, SHOWN_ELSEWHERE, MountOptions, check_mountpoint, engine_names
@@ -63,10 +64,21 @@ def request_for(mountpoint: str, stack: StackOptions) -> daemon.Request:
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path())
-@click.option("--lower", "-l", multiple=True, metavar="DIR", help="A read-only layer; the first one is on top. Repeat.")
-@click.option("--upper", "-u", metavar="DIR", help="The writable layer. Without it the mount is read-only.")
-@click.option("--work", "-w", metavar="DIR", help="Beside the upper, on its file system. Default: UPPER.work")
+@click.argument("mountpoint", type=DIRECTORY)
+@click.option(
+    "--lower",
+    "-l",
+    type=DIRECTORY,
+    multiple=True,
+    metavar="DIR",
+    help="A read-only layer; the first one is on top. Repeat.",
+)
+@click.option(
+    "--upper", "-u", type=DIRECTORY, metavar="DIR", help="The writable layer. Without it the mount is read-only."
+)
+@click.option(
+    "--work", "-w", type=DIRECTORY, metavar="DIR", help="Beside the upper, on its file system. Default: UPPER.work"
+)
 @click.option("--read-only", "-r", is_flag=True, help="Refuse changes.")
 @click.option("--foreground", "-f", is_flag=True, help="Stay; Ctrl-C unmounts.")
 @click.option("--engine", type=click.Choice([AUTO, *engine_names()]), default=None, help="What mounts. Default: auto")
@@ -116,7 +128,7 @@ def mount(
 
 
 @click.command()
-@click.argument("mountpoint", type=click.Path())
+@click.argument("mountpoint", type=DIRECTORY)
 @click.option("--lazy", "-z", is_flag=True, help="Detach now, even if in use; who uses it is served till done.")
 @click.option("--json", "as_json", is_flag=True, help="Print mountpoint, pid and engine as JSON.")
 def umount(mountpoint: str, lazy: bool, as_json: bool) -> None:
@@ -135,7 +147,8 @@ def umount(mountpoint: str, lazy: bool, as_json: bool) -> None:
         raise MountError(errno.EINVAL, "no union is mounted here", path)
     os.chdir("/")  # Called from inside the mount, we must not be who keeps it busy.
     seen = runtime.watch(entry)
-    unmount(path, lazy=lazy or mountinfo.is_dead(path))
+    # What still uses a dead mount can do nothing with it, and need not keep it.
+    unmount(path, lazy=lazy or runtime.is_dead(entry))
     record = None
     if seen is not None:
         with seen:

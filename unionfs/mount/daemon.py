@@ -47,7 +47,7 @@ class Request:
 def clear_dead_mount(mountpoint: str) -> bool:
     """Unmount what a killed daemon of ours left at this canonical path. Says whether there was something."""
     entry = mountinfo.mount_at(mountpoint)
-    if entry is None or entry.fstype != FSTYPE or not mountinfo.is_dead(mountpoint):
+    if entry is None or entry.fstype != FSTYPE or not runtime.is_dead(entry):
         return False
     unmount(mountpoint, lazy=True)
     return True

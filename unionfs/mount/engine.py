@@ -31,7 +31,7 @@ from unionfs.errors import MountError
 from unionfs.layer.directory import DirectoryLayer
 from unionfs.layer.protocol import DT_DIR, Layer
 from unionfs.layer.upper import UpperDirectory
-from unionfs.mount import mountinfo
+from unionfs.mount import mountinfo, runtime
 
 if TYPE_CHECKING:
     from unionfs.union.fs import UnionFS
@@ -155,19 +155,19 @@ def check_mountpoint(mountpoint: str | os.PathLike[str]) -> str:
     daemon's mount is there), ``EACCES``.
     """
     path = mountinfo.canonical(mountpoint)
+    entry = mountinfo.mount_at(path)
+    if entry is not None and entry.fstype == FSTYPE:
+        if runtime.is_dead(entry):
+            text = "a dead mount is here: its daemon was killed; `unionfs umount` it first"
+            raise MountError(errno.ENOTCONN, text, path)
+        raise MountError(errno.EBUSY, "a union is mounted here already", path)
     try:
         found = os.path.isdir(path) or os.stat(path)
     except OSError as error:
-        if error.errno == errno.ENOTCONN:
-            text = "a dead mount is here: its daemon was killed; `unionfs umount` it first"
-            raise MountError(errno.ENOTCONN, text, path) from None
         text = "the mountpoint does not exist" if error.errno == errno.ENOENT else f"mountpoint: {error.strerror}"
         raise MountError(error.errno, text, path) from None
     if found is not True:
         raise MountError(errno.ENOTDIR, "the mountpoint is not a directory", path)
-    entry = mountinfo.mount_at(path)
-    if entry is not None and entry.fstype == FSTYPE:
-        raise MountError(errno.EBUSY, "a union is mounted here already", path)
     return path
 
 

@@ -6,7 +6,6 @@ Nothing here touches what is mounted: a mount whose daemon hangs or is dead must
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import re
 
@@ -76,15 +75,6 @@ def canonical(path: str | os.PathLike[str]) -> str:
 def mount_at(mountpoint: str) -> MountEntry | None:
     """What is mounted on top at this canonical path."""
     return next((entry for entry in reversed(mounts()) if entry.mountpoint == mountpoint), None)
-
-
-def is_dead(mountpoint: str) -> bool:
-    """Whether the daemon behind the FUSE mount is gone ("Transport endpoint is not connected")."""
-    try:
-        os.stat(mountpoint)
-    except OSError as error:
-        return error.errno == errno.ENOTCONN
-    return False
 
 
 def users_of(mountpoint: str, limit: int = 3) -> list[str]:

@@ -153,6 +153,21 @@ def watch(entry: mountinfo.MountEntry) -> Watch | None:
     return None
 
 
+def is_dead(entry: mountinfo.MountEntry) -> bool:
+    """Whether the daemon behind this FUSE mount is gone ("Transport endpoint is not connected").
+
+    A record's lock tells; only a mount without one is asked itself, and might be slow to answer.
+    """
+    if (seen := watch(entry)) is not None:
+        with seen:
+            return seen.ended()
+    try:
+        os.stat(entry.mountpoint)
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
+
+
 def live_records() -> Iterator[Record]:
     """This user's records whose mount is still there, in this mount namespace."""
     present = {(entry.mountpoint, entry.device) for entry in mountinfo.mounts()}

@@ -7,145 +7,32 @@
             return unionfs.mount.mount(fs, mountpoint, engine="mine")
 
 pytest collects the suite through the subclass. Each test gets ``merged``: a mount of three layers, with content
-scattered over them (``LAYERS``), and an upper. After each test the layers below must be what they were.
+scattered over them (``engine_base.LAYERS``), and an upper. After each test the layers below must be what they were.
 
 A page of a mapped file is read with Python's lock held, so what maps or executes files does it in another process.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
-import hashlib
 import mmap
 import os
 import random
-import socket
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from unionfs.union.fs import UnionFS
-
-LAYERS: tuple[dict[str, str], ...] = (
-    {"shared/top": "top", "shared/over": "from the top", "both/x/top": "1", "only-top": "t"},
-    {"shared/middle": "middle", "shared/over": "from the middle", "both/x/middle": "22", "only-middle": "mm"},
-    {
-        "shared/bottom": "bottom",
-        "shared/over": "from the bottom",
-        "shared/gone": "hidden by a whiteout in the middle",
-        "both/x/bottom": "333",
-        "tree/a/b/c/leaf": "leaf",
-        "tree/a/leaf": "leaf2",
-        "only-bottom": "bbb",
-        "script": "#!/bin/sh\necho ran $0\n",
-    },
-)
-"""Topmost first. The middle also hides ``shared/gone``; the bottom has a file ``twin1`` and ``twin2``, and ``link``."""
-
-MERGED = {
-    "shared": {"top", "middle", "bottom", "over"},
-    "both/x": {"top", "middle", "bottom"},
-    ".": {"shared", "both", "tree", "only-top", "only-middle", "only-bottom", "script", "twin1", "twin2", "link"},
-}
-MTIME_NS = 1_234_567_890_123_456_789
+from unionfs.testing.engine_base import MERGED, MTIME_NS, elsewhere, fails
+from unionfs.testing.engine_metadata import MetadataSuite
 
 
-def make_layers(top: Path) -> list[Path]:
-    """Three layers below ``top``, topmost first."""
-    layers = [top / name for name in ("top", "middle", "bottom")]
-    for layer, content in zip(layers, LAYERS, strict=True):
-        for name, text in content.items():
-            path = layer / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-            os.utime(path, ns=(MTIME_NS, MTIME_NS))
-    os.mknod(layers[1] / "shared/gone", stat.S_IFCHR, os.makedev(0, 0))
-    bottom = layers[2]
-    (bottom / "script").chmod(0o755)
-    (bottom / "twin1").write_text("twins")
-    os.link(bottom / "twin1", bottom / "twin2")
-    (bottom / "link").symlink_to("shared/over")
-    return layers
-
-
-def _fingerprint(top: Path) -> dict[str, tuple[Any, ...]]:
-    found: dict[str, tuple[Any, ...]] = {}
-    for directory, _, names in os.walk(os.fsencode(top)):
-        for path in (directory, *(os.path.join(directory, name) for name in names)):
-            st = os.lstat(path)
-            content = ""
-            if stat.S_ISREG(st.st_mode):
-                with open(path, "rb") as file:
-                    content = hashlib.sha256(file.read()).hexdigest()
-            found[os.fsdecode(path)] = (st.st_mode, st.st_nlink, st.st_uid, st.st_gid, st.st_mtime_ns, content)
-    return found
-
-
-@contextlib.contextmanager
-def fails(code: int) -> Iterator[None]:
-    """The block must end with this errno."""
-    with pytest.raises(OSError) as caught:  # noqa: PT011  # The errno is looked at next.
-        yield
-    assert caught.value.errno == code, f"{errno.errorcode.get(caught.value.errno or 0)}, not {errno.errorcode[code]}"
-
-
-def elsewhere(code: str, *args: os.PathLike[str] | str) -> str:
-    """What another Python process prints that runs ``code`` with ``args`` as ``sys.argv[1:]``."""
-    command = [sys.executable, "-c", code, *args]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-def _as_root(test: Callable[..., None]) -> Callable[..., None]:
-    reason = "not applicable: only root gives files away and makes devices"
-    marked: Callable[..., None] = pytest.mark.skipif(os.geteuid() != 0, reason=reason)(test)
-    return marked
-
-
-class EngineSuite(ABC):
-    """Tests of one engine. ``mount`` is the factory; ``base`` may choose where the layers live."""
-
-    @abstractmethod
-    def mount(self, fs: UnionFS, mountpoint: Path) -> AbstractContextManager[object]:
-        """Mount ``fs`` at ``mountpoint``, an empty directory; unmount at the end of the block."""
-
-    @pytest.fixture
-    def base(self) -> Iterator[Path]:
-        """A directory on a file system that an upper may live on."""
-        with tempfile.TemporaryDirectory(prefix="unionfs-engine-") as directory:
-            yield Path(directory)
-
-    @pytest.fixture
-    def layers(self, base: Path) -> list[Path]:
-        """The lowers, topmost first."""
-        return make_layers(base / "layers")
-
-    @pytest.fixture
-    def merged(self, base: Path, layers: list[Path]) -> Iterator[Path]:
-        """The mountpoint."""
-        before = [_fingerprint(layer) for layer in layers]
-        for name in ("merged", "upper", "work"):
-            (base / name).mkdir()
-        os.chmod(base, 0o755)
-        fs = UnionFS(lower=layers, upper=base / "upper", work=base / "work")
-        try:
-            with self.mount(fs, base / "merged"):
-                yield base / "merged"
-        finally:
-            fs.close()
-        assert [_fingerprint(layer) for layer in layers] == before, "a layer below was changed"
+class EngineSuite(MetadataSuite):
+    """All tests of one engine. ``mount`` is the factory; ``base`` may choose where the layers live."""
 
     # Reading
 
@@ -559,136 +446,3 @@ class EngineSuite(ABC):
         finally:
             for fd in fds:
                 os.close(fd)
-
-    # Metadata
-
-    def test_modes(self, merged: Path) -> None:
-        for name in ("only-bottom", "shared"):
-            for mode in (0o700, 0o777, 0o4755, 0o1750):
-                os.chmod(merged / name, mode)
-                assert stat.S_IMODE(os.stat(merged / name).st_mode) == mode
-        old = os.umask(0o027)
-        try:
-            os.close(os.open(merged / "masked", os.O_CREAT | os.O_WRONLY, 0o666))
-            os.mkdir(merged / "masked-dir", 0o777)
-        finally:
-            os.umask(old)
-        assert stat.S_IMODE(os.stat(merged / "masked").st_mode) == 0o640
-        assert stat.S_IMODE(os.stat(merged / "masked-dir").st_mode) == 0o750
-
-    @_as_root
-    def test_owners(self, merged: Path) -> None:
-        path = merged / "shared/bottom"
-        os.chown(path, 1001, 1002)
-        os.chown(path, -1, 1003)
-        os.chown(path, 1004, -1)
-        assert (os.stat(path).st_uid, os.stat(path).st_gid) == (1004, 1003)
-        os.lchown(merged / "link", 1005, 1006)
-        assert (os.lstat(merged / "link").st_uid, os.stat(merged / "link").st_uid) == (1005, 0)
-
-    @_as_root
-    def test_files_belong_to_who_makes_them(self, merged: Path) -> None:
-        os.chmod(merged / "shared", 0o777)
-        (merged / "private").mkdir(0o700)
-        code = (
-            "import os, sys\n"
-            "os.setgroups([]); os.setgid(4321); os.setuid(1234); os.chdir(sys.argv[1])\n"
-            "open('file', 'w').close(); os.mkdir('dir'); os.symlink('x', 'sym'); os.mkfifo('fifo')\n"
-            "for name in ('../private/x', '../only-top'):\n"
-            "    try: open(name, 'w')\n"
-            "    except PermissionError: print('denied', end=' ')\n"
-        )
-        assert elsewhere(code, merged / "shared") == "denied denied"
-        for name in ("file", "dir", "sym", "fifo"):
-            st = os.lstat(merged / "shared" / name)
-            assert (st.st_uid, st.st_gid) == (1234, 4321)
-
-    @_as_root
-    def test_set_group_id_of_a_directory_is_inherited(self, merged: Path) -> None:
-        os.chown(merged / "shared", 0, 777)
-        os.chmod(merged / "shared", 0o2777)
-        (merged / "shared/file").touch()
-        (merged / "shared/dir").mkdir()
-        assert os.stat(merged / "shared/file").st_gid == 777
-        assert os.stat(merged / "shared/dir").st_gid == 777
-        assert os.stat(merged / "shared/dir").st_mode & stat.S_ISGID
-
-    def test_times_in_nanoseconds(self, merged: Path) -> None:
-        for name in ("shared/bottom", "shared", "link"):
-            path = merged / name
-            os.utime(path, ns=(1_111_111_111_111_111_111, 2_000_000_000_999_999_999), follow_symlinks=False)
-            st = os.lstat(path)
-            assert (st.st_atime_ns, st.st_mtime_ns) == (1_111_111_111_111_111_111, 2_000_000_000_999_999_999)
-        path = merged / "only-top"
-        os.utime(path, ns=(5, 6))
-        subprocess.run(["touch", "-m", path], check=True)
-        assert os.stat(path).st_atime_ns == 5
-        assert os.stat(path).st_mtime_ns > MTIME_NS
-        os.utime(path, ns=(-1_500_000_000, 0))
-        assert (os.stat(path).st_atime_ns, os.stat(path).st_mtime_ns) == (-1_500_000_000, 0)
-        os.utime(path)
-        assert os.stat(path).st_atime_ns > MTIME_NS
-
-    def test_xattrs(self, merged: Path) -> None:
-        for name in ("shared/bottom", "shared", "both/x"):
-            path = merged / name
-            assert os.listxattr(path) == []
-            with fails(errno.ENODATA):
-                os.getxattr(path, "user.none")
-            with fails(errno.ENODATA):
-                os.removexattr(path, "user.none")
-            os.setxattr(path, "user.empty", b"")
-            os.setxattr(path, "user.binary", bytes(range(256)), os.XATTR_CREATE)
-            os.setxattr(path, b"user.\xff", b"name", 0)
-            with fails(errno.EEXIST):
-                os.setxattr(path, "user.binary", b"", os.XATTR_CREATE)
-            with fails(errno.ENODATA):
-                os.setxattr(path, "user.none", b"", os.XATTR_REPLACE)
-            os.setxattr(path, "user.empty", b"x" * 2000, os.XATTR_REPLACE)
-            assert os.getxattr(path, "user.binary") == bytes(range(256))
-            assert os.getxattr(path, "user.empty") == b"x" * 2000
-            assert set(map(os.fsencode, os.listxattr(path))) == {b"user.empty", b"user.binary", b"user.\xff"}
-            os.removexattr(path, b"user.\xff")
-            assert set(os.listxattr(path)) == {"user.empty", "user.binary"}
-
-    def test_posix_acl(self, merged: Path) -> None:
-        # acl(5) as the kernel has it in the xattr: version 2, then tag, permissions, id for each entry.
-        undefined = 0xFFFFFFFF
-        entries = (
-            (0x01, 6, undefined),
-            (0x02, 7, 1234),
-            (0x04, 4, undefined),
-            (0x10, 7, undefined),
-            (0x20, 0, undefined),
-        )
-        acl = (2).to_bytes(4, "little") + b"".join(
-            tag.to_bytes(2, "little") + rights.to_bytes(2, "little") + who.to_bytes(4, "little")
-            for tag, rights, who in entries
-        )
-        path = merged / "shared/bottom"
-        os.setxattr(path, "system.posix_acl_access", acl)
-        assert os.getxattr(path, "system.posix_acl_access") == acl
-        assert stat.S_IMODE(os.stat(path).st_mode) == 0o670
-
-    @_as_root
-    def test_special_files(self, merged: Path) -> None:
-        os.mkfifo(merged / "fifo", 0o620)
-        os.mknod(merged / "zero", stat.S_IFCHR | 0o666, os.makedev(1, 5))
-        os.mknod(merged / "block", stat.S_IFBLK | 0o600, os.makedev(7, 99))
-        with socket.socket(socket.AF_UNIX) as server:
-            fd = os.open(merged, os.O_RDONLY)
-            try:
-                server.bind(f"/proc/self/fd/{fd}/socket")  # sun_path is short.
-            finally:
-                os.close(fd)
-        kinds = {"fifo": stat.S_ISFIFO, "zero": stat.S_ISCHR, "block": stat.S_ISBLK, "socket": stat.S_ISSOCK}
-        for name, is_kind in kinds.items():
-            assert is_kind(os.stat(merged / name).st_mode)
-        assert os.stat(merged / "zero").st_rdev == os.makedev(1, 5)
-        assert os.stat(merged / "block").st_rdev == os.makedev(7, 99)
-        with open(merged / "zero", "rb", buffering=0) as file:
-            assert file.read(3) == b"\0\0\0"
-        code = "import sys; print(open(sys.argv[1]).read())"
-        with subprocess.Popen([sys.executable, "-c", code, merged / "fifo"], stdout=subprocess.PIPE) as reader:
-            (merged / "fifo").write_text("through the pipe")
-            assert reader.communicate(timeout=30)[0] == b"through the pipe\n"
