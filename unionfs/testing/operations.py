@@ -23,14 +23,15 @@ CAPABILITY = bytes.fromhex("01000002 00200000 00000000 00000000 00000000")
 
 def code(op: Op) -> str:
     """The operation as Python source."""
-    return f"({', '.join(_repeated(argument) for argument in op)}{',' * (len(op) == 1)})"
+    return f"({', '.join(short(argument) for argument in op)}{',' * (len(op) == 1)})"
 
 
-def _repeated(value: Any) -> str:
+def short(value: Any) -> str:
+    """``repr``, with bytes that repeat themselves written as a product."""
     if isinstance(value, bytes) and len(value) > 40:
-        unit = value[: value.find(b";") + 1] or value
-        if unit * (len(value) // len(unit)) == value:
-            return f"{unit!r} * {len(value) // len(unit)}"
+        for unit in (value[: value.find(b";") + 1], value[: value.find(b":") + 1]):
+            if unit and unit * (len(value) // len(unit)) == value:
+                return f"{unit!r} * {len(value) // len(unit)}"
     return repr(value)
 
 
@@ -171,7 +172,12 @@ class Operations:
         return ("unlink", self._file())
 
     def _link(self) -> Op:
-        return ("link", self._file(), self._new())
+        path = self._file()
+        where = self._reference.at(path)
+        if not self._root and not (os.path.isfile(where) and not os.path.islink(where)):
+            # user.* attributes can't say of these which links belong together (xattr(7)).
+            return ("lstat", path)
+        return ("link", path, self._new())
 
     def _symlink(self) -> Op:
         target = self._rng.choice((b"a", b"b", b"a/b", b"b/c", b"./c/a", b"c/"))

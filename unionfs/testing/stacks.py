@@ -18,6 +18,7 @@ import attrs
 from unionfs.layer import whiteout
 from unionfs.layer.protocol import Marks
 from unionfs.layer.trees import WHITEOUT, Entry, Link
+from unionfs.testing.operations import short
 
 Spec: TypeAlias = "dict[bytes, Entry | Link]"
 
@@ -54,7 +55,8 @@ def _random_layer(rng: Random, *, bottom: bool, root: bool) -> Spec:
 def _random_entry(rng: Random, spec: Spec, *, bottom: bool, root: bool) -> Entry | Link:
     kind = rng.choices(("file", "dir", "link", "symlink", "whiteout", "fifo"), (8, 9, 4, 2, 0 if bottom else 3, 1))[0]
     if kind == "link":
-        origins = [p for p, e in spec.items() if isinstance(e, Entry) and not _is_dir(e) and e is not WHITEOUT]
+        kinds = (stat.S_IFREG, stat.S_IFLNK, stat.S_IFIFO) if root else (stat.S_IFREG,)
+        origins = [p for p, e in spec.items() if isinstance(e, Entry) and stat.S_IFMT(e.mode) in kinds]
         if origins:
             return Link(rng.choice(origins))
         kind = "file"
@@ -112,7 +114,7 @@ def spec_code(spec: Spec) -> str:
         if isinstance(entry, Link):
             lines.append(f"{path!r}: {entry!r}")
             continue
-        told = [oct(entry.mode), repr(entry.content)]
+        told = [oct(entry.mode), short(entry.content)]
         for name in ("rdev", "uid", "gid", "mtime_ns", "xattrs"):
             value, default = getattr(entry, name), getattr(fields, name).default
             if value not in (default, {}):
