@@ -16,6 +16,7 @@ import pytest
 
 from unionfs._sys.rename import RENAME_WHITEOUT
 from unionfs.errors import LayerError
+from unionfs.layer import acl
 from unionfs.layer.memory import MemoryLayer
 from unionfs.layer.pages import Pages
 from unionfs.layer.protocol import DT_DIR, DT_LNK, DT_REG, LayerDir, WritableLayer
@@ -51,6 +52,17 @@ class Walker:
             d = d.child(path[-1])
         return path, self.rng.choices(self.NAMES, self.WEIGHTS)[0]
 
+    def random_acl(self) -> bytes:
+        rng = self.rng
+        if rng.random() < 0.1:
+            return rng.choice((b"", b"x", acl.encode([]), b"\1\0\0\0", b"\2\0\0\0xyz", acl.encode([(1, 7, 0)])))
+        named = [(tag, rng.randrange(8), rng.randrange(5)) for tag in (2, 8) if rng.random() < 0.4]
+        entries = [(1, rng.randrange(8), 0), *named, (4, rng.randrange(8), 0), (32, rng.randrange(8), 0)]
+        if (named and rng.random() < 0.9) or rng.random() < 0.2:
+            entries.append((16, rng.randrange(8), 0))
+        order = {tag: index for index, tag in enumerate((1, 2, 4, 8, 16, 32))}
+        return acl.encode(sorted(entries, key=lambda entry: order[entry[0]]))
+
     @staticmethod
     def at(layer: WritableLayer, place: tuple[list[bytes], bytes]) -> tuple[LayerDir, bytes]:
         d = layer.root
@@ -75,6 +87,8 @@ class Walker:
         offset = rng.choice((0, 3, 4096, 100_000))
         flags = rng.choice((0, 0, 0, 1, 2, 4, 5, 3, 6, 8))
         key = rng.choice((b"user.a", b"user.overlay.x", b"trusted.b", b"user.", b"odd", b"security.x"))
+        acl_key = rng.choice((acl.ACCESS, acl.DEFAULT, acl.DEFAULT))
+        acl_value = self.random_acl()
 
         def create(layer: WritableLayer) -> None:
             file = layer.create(*at(layer, one), mode)
@@ -104,6 +118,9 @@ class Walker:
             "chown": lambda layer: layer.setattr(*at(layer, one), uid=flags, gid=offset),
             "utime": lambda layer: layer.setattr(*at(layer, one), times=(OLD, OLD + offset)),
             "setxattr": lambda layer: layer.setxattr(*at(layer, one), key, data[:9], flags % 3),
+            "set ACL": lambda layer: layer.setxattr(*at(layer, one), acl_key, acl_value, flags % 3),
+            "get ACL": lambda layer: layer.getxattr(*at(layer, one), acl_key),
+            "remove ACL": lambda layer: layer.removexattr(*at(layer, one), acl_key),
             "removexattr": lambda layer: layer.removexattr(*at(layer, one), key),
             "getxattr": lambda layer: layer.getxattr(*at(layer, one), key),
             "readlink": lambda layer: layer.readlink(*at(layer, one)),

@@ -16,7 +16,6 @@ import time
 from typing import Self
 
 from unionfs._sys.rename import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT
-from unionfs._sys.umask import umask
 from unionfs.errors import LayerError
 from unionfs.layer.objects import (
     NAME_MAX,
@@ -27,8 +26,11 @@ from unionfs.layer.objects import (
     SymlinkObject,
     check_key,
     check_replaceable,
+    inherit,
     kind_of,
+    remove_xattr,
     set_attributes,
+    set_xattr,
 )
 from unionfs.layer.pages import error
 from unionfs.layer.protocol import LayerDir, Marks, WritableLayer
@@ -38,7 +40,6 @@ from unionfs.layer.trees import Tree, populate
 _SELF = (b".", b"..")
 _DAY = 86_400_000_000_000
 _SPECIAL = frozenset({stat.S_IFREG, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFIFO, stat.S_IFSOCK})
-_XATTR_SIZE_MAX = 65536
 
 # Device numbers of layers: the kernel counts its own, for file systems without a block device, from 0:1 up.
 _devices = itertools.count(1 << 19)
@@ -144,9 +145,7 @@ class MemoryFile:
         with self._layer.lock:
             node = self._held()
             self._layer.check_changeable(node.nlink)
-            check_key(node, key, changing=True)
-            node.xattrs[key] = value
-            node.changed()
+            set_xattr(node, key, value)
 
 
 class MemoryLayer(StagedByName):
@@ -276,10 +275,7 @@ class MemoryLayer(StagedByName):
         self._put_new(self._place(d, name), name, node)
 
     def _put_new(self, into: DirObject, name: bytes, node: Object) -> None:
-        if into.mode & stat.S_ISGID:
-            node.gid = into.gid
-            if isinstance(node, DirObject):
-                node.mode |= stat.S_ISGID
+        inherit(node, into)
         self._put(into, name, node)
 
     # Reading
@@ -367,7 +363,7 @@ class MemoryLayer(StagedByName):
         return b"#%x" % next(self._counter)
 
     def mkdir(self, d: LayerDir, name: bytes, mode: int) -> LayerDir:
-        node = DirObject(mode & 0o1777 & ~umask(), None)
+        node = DirObject(mode & 0o1777, None)
         with self.lock:
             self._add(d, name, node)
             child = d.child(name)
@@ -375,14 +371,14 @@ class MemoryLayer(StagedByName):
             return child
 
     def create(self, d: LayerDir, name: bytes, mode: int) -> MemoryFile:
-        node = FileObject(stat.S_IFREG | stat.S_IMODE(mode) & ~umask())
+        node = FileObject(stat.S_IFREG | stat.S_IMODE(mode))
         with self.lock:
             self._add(d, name, node)
             return MemoryFile(self, node, os.O_RDWR)
 
     def mknod(self, d: LayerDir, name: bytes, mode: int, rdev: int) -> None:
         kind = stat.S_IFMT(mode) or stat.S_IFREG
-        mode = kind | stat.S_IMODE(mode) & ~umask()
+        mode = kind | stat.S_IMODE(mode)
         device = kind in (stat.S_IFCHR, stat.S_IFBLK)
         node = FileObject(mode) if kind == stat.S_IFREG else Object(mode, rdev if device else 0)
         with self.lock:
@@ -503,27 +499,11 @@ class MemoryLayer(StagedByName):
 
     def setxattr(self, d: LayerDir, name: bytes, key: bytes, value: bytes, flags: int = 0) -> None:
         with self.lock:
-            node = self._find_to_change(d, name)
-            if flags & ~(os.XATTR_CREATE | os.XATTR_REPLACE):
-                raise error(errno.EINVAL, name)
-            if len(value) > _XATTR_SIZE_MAX:
-                raise error(errno.E2BIG, name)
-            check_key(node, key, changing=True)
-            if flags & os.XATTR_CREATE and key in node.xattrs:
-                raise error(errno.EEXIST, name)
-            if flags & os.XATTR_REPLACE and key not in node.xattrs:
-                raise error(errno.ENODATA, name)
-            node.xattrs[key] = bytes(value)
-            node.changed()
+            set_xattr(self._find_to_change(d, name), key, value, flags)
 
     def removexattr(self, d: LayerDir, name: bytes, key: bytes) -> None:
         with self.lock:
-            node = self._find_to_change(d, name)
-            check_key(node, key, changing=True)
-            if key not in node.xattrs:
-                raise error(errno.ENODATA, name)
-            del node.xattrs[key]
-            node.changed()
+            remove_xattr(self._find_to_change(d, name), key)
 
     def set_marks(self, d: LayerDir, name: bytes, marks: Marks) -> None:
         with self.lock:

@@ -8,6 +8,8 @@ import os
 import stat
 import time
 
+from unionfs._sys.umask import umask
+from unionfs.layer import acl
 from unionfs.layer.pages import Pages, error
 from unionfs.layer.protocol import DT_CHR, DT_WHT, NO_MARKS
 
@@ -15,7 +17,8 @@ NAME_MAX = 255
 PAGE = Pages.SIZE
 
 _SPACES = (b"user.", b"trusted.", b"security.")
-_ACLS = frozenset({b"system.posix_acl_access", b"system.posix_acl_default"})
+_ACLS = frozenset({acl.ACCESS, acl.DEFAULT})
+_XATTR_SIZE_MAX = 65536
 _CAPABILITY = b"security.capability"
 
 # Over all layers of the process, so that an inode number tells one object from every other.
@@ -144,6 +147,8 @@ def set_attributes(
             node.drop_privileges(by_write=False)
     if mode is not None:
         node.mode = stat.S_IFMT(node.mode) | stat.S_IMODE(mode)
+        if acl.ACCESS in node.xattrs:
+            node.xattrs[acl.ACCESS] = acl.encode(acl.with_mode(acl.decode(node.xattrs[acl.ACCESS]), mode))
     if times is not None:
         node.atime, node.mtime = times
     node.changed()
@@ -158,7 +163,7 @@ def check_key(node: Object, key: bytes, changing: bool) -> None:
     """The rules of xattr(7) for names, in the kernel's order."""
     if key.startswith(b"user.") and not isinstance(node, (DirObject, FileObject)):
         raise error(errno.EPERM if changing else errno.ENODATA, key)
-    if key in _ACLS:
+    if key in _ACLS and not isinstance(node, SymlinkObject):
         return
     if not key.startswith(_SPACES):
         raise error(errno.EOPNOTSUPP, key)
@@ -176,3 +181,65 @@ def check_replaceable(node: Object, other: Object, name: bytes) -> None:
             raise error(errno.ENOTEMPTY, name)
     elif isinstance(other, DirObject):
         raise error(errno.EISDIR, name)
+
+
+def set_xattr(node: Object, key: bytes, value: bytes, flags: int = 0) -> None:
+    """As ``setxattr(2)``."""
+    if flags & ~(os.XATTR_CREATE | os.XATTR_REPLACE):
+        raise error(errno.EINVAL, key)
+    if len(value) > _XATTR_SIZE_MAX:
+        raise error(errno.E2BIG, key)
+    entries = acl.decode(value) if value and key in _ACLS else []
+    check_key(node, key, changing=True)
+    if key in _ACLS:
+        _set_acl(node, key, entries)
+        return
+    if flags & os.XATTR_CREATE and key in node.xattrs:
+        raise error(errno.EEXIST, key)
+    if flags & os.XATTR_REPLACE and key not in node.xattrs:
+        raise error(errno.ENODATA, key)
+    node.xattrs[key] = bytes(value)
+    node.changed()
+
+
+def remove_xattr(node: Object, key: bytes) -> None:
+    """As ``removexattr(2)``."""
+    check_key(node, key, changing=True)
+    if key in _ACLS:
+        _set_acl(node, key, [])
+        return
+    if key not in node.xattrs:
+        raise error(errno.ENODATA, key)
+    del node.xattrs[key]
+    node.changed()
+
+
+def _set_acl(node: Object, key: bytes, entries: acl.Entries) -> None:
+    if key == acl.DEFAULT and entries and not isinstance(node, DirObject):
+        raise error(errno.EACCES, key)
+    if entries:
+        acl.check(entries)
+    if key == acl.ACCESS and entries:
+        node.mode = node.mode & ~0o777 | acl.mode_of(entries)
+    if not entries or (key == acl.ACCESS and acl.is_mode(entries)):
+        node.xattrs.pop(key, None)
+    else:
+        node.xattrs[key] = acl.encode(entries)
+    node.changed()
+
+
+def inherit(node: Object, parent: DirObject) -> None:
+    """What a new object has from its directory: a group, and the permissions that a default ACL or the umask leaves."""
+    if parent.mode & stat.S_ISGID:
+        node.gid = parent.gid
+        if isinstance(node, DirObject):
+            node.mode |= stat.S_ISGID
+    if isinstance(node, SymlinkObject):
+        return
+    default = parent.xattrs.get(acl.DEFAULT)
+    if default is None:
+        node.mode &= ~umask()
+        return
+    _set_acl(node, acl.ACCESS, acl.inherited(acl.decode(default), node.mode))
+    if isinstance(node, DirObject):
+        node.xattrs[acl.DEFAULT] = default
