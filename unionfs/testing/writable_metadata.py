@@ -162,7 +162,7 @@ class MetadataTests:
                 with fails(errno.ENODATA):
                     upper.getxattr(upper.root, b"dir", key)
             with fails(errno.ENODATA):
-                upper.removexattr(upper.root, b"dir", space + b"overlay.redirect")
+                upper.removexattr(upper.root, b"dir", space + b"overlay." + whiteout.REDIRECT)
         assert upper.marks(upper.root, b"dir") == Marks(redirect=b"r")
 
     def test_marks_round_trip(self, upper: WritableLayer) -> None:
