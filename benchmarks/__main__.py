@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     signal.signal(signal.SIGTERM, _terminate)
     os.umask(0o022)
+    os.environ["PATH"] += ":/usr/sbin:/sbin"  # mkfs, which not every PATH has
     start = time.monotonic()
     try:
         with Scratch(options.scratch) as scratch:
