@@ -13,6 +13,7 @@ from unionfs.cli.errors import EXPECTED, as_failure
 
 # Name: where its click command is, and its line in `unionfs --help`.
 COMMANDS: dict[str, tuple[str, str]] = {
+    "try": ("unionfs.cli.try_:try_", "Run a command over a copy-on-write view of this machine's root."),
     "mount": ("unionfs.cli.mount:mount", "Mount a union of layers at a directory."),
     "umount": ("unionfs.cli.mount:umount", "Unmount, and wait until everything is on disk."),
     "install-mount-helper": ("unionfs.cli.mount_helper:install", "Let mount(8) and /etc/fstab mount unions."),
