@@ -135,7 +135,8 @@ class Links:
                 self._nodes[key] = found
             elif in_upper:
                 self._from_upper(found, st)
-            tree.settle_number(found, st)
+            if not found.ino:
+                tree.settle_number(found, st)
         elif in_upper and found.parent is None and found.handle is None:
             found.home, found.lname = home, lname  # Its known names have gone, and this one was not known.
         found.add_name(d, name, in_upper)
@@ -149,8 +150,6 @@ class Links:
         key = (st.st_dev, st.st_ino)
         known = self._nodes.get(key)
         if known is not None:
-            known.handle = handle
-            known.home, known.lname = upper.index, handle
             return known
         n.home, n.lname, n.handle, n.data = upper.index, handle, handle, UNKNOWN
         n.links_below = lower.st_nlink

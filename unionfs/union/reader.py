@@ -216,11 +216,23 @@ class TreeReader:
         if home.layer.has_inos:
             if isinstance(n, DirNode) and n.srcs is not None:
                 home, lname = n.srcs[0], b"."
-            kept = home.layer.marks(home, lname).ino
-            if kept is not None:
-                n.ino = kept
+            marks = home.layer.marks(home, lname)
+            if marks.ino is not None:
+                n.ino = marks.ino
                 return
+            if marks.origin is not None:
+                st = self._origin(n, marks.origin) or st
         n.ino = self.numbers.number(st)
+
+    def _origin(self, n: Node, handle: bytes) -> os.stat_result | None:
+        """What ``n`` was before overlayfs copied it up (overlayfs.rst, "inode properties"): that had the number."""
+        for layer in self.resolver.layers:
+            st = layer.by_handle(handle)
+            if st is not None:
+                # Of a hard link without an index there may be several copies.
+                alone = n.kind == DT_DIR or st.st_nlink == 1 or (isinstance(n, FileNode) and n.handle is not None)
+                return st if alone and st.st_mode >> 12 == n.kind else None
+        return None
 
     def resolve(self, path: bytes, follow: bool = True, start: Node | None = None) -> Node:
         """The node at ``path``, symbolic links resolved inside the union; the last one only where ``follow``.
@@ -394,17 +406,20 @@ class TreeReader:
     def _find_data(self, n: FileNode) -> tuple[LayerDir, bytes] | None:
         if n.kind != DT_REG or n.home.layer is self.resolver.layers[-1]:
             return None
-        parent = None if n.parent is None else self.sources(n.parent)
-        below: list[LayerDir] = []
-        if parent is not None:
-            for i, source in enumerate(parent):
-                if source.layer is n.home.layer:
-                    below = parent[i + 1 :]
-                    break
-        try:
-            return self.resolver.data_of(n.home, n.lname, below)
-        except LookupError as error:
-            raise OSError(errno.EIO, str(error), n.name) from error
+        names = [(n.parent, n.name), *(n.names or ())]
+        for d, name in names:
+            below: list[LayerDir] = []
+            if d is not None:
+                below = self.sources(d)
+                for i, source in enumerate(below):
+                    if source.layer is n.home.layer:
+                        below = below[i + 1 :]
+                        break
+            try:
+                return self.resolver.data_of(n.home, n.lname, below, name)
+            except LookupError as error:
+                missing = error
+        raise OSError(errno.EIO, str(missing), n.name) from missing
 
     def open_data(self, n: FileNode) -> LayerFile:
         """Open the bytes of ``n``, where they are now, for reading."""

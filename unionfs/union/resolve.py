@@ -98,10 +98,13 @@ class Resolver:
             dirs = self.children(dirs, name)
         return dirs
 
-    def data_of(self, home: LayerDir, name: bytes, below: Sequence[LayerDir]) -> tuple[LayerDir, bytes] | None:
+    def data_of(
+        self, home: LayerDir, name: bytes, below: Sequence[LayerDir], shown: bytes
+    ) -> tuple[LayerDir, bytes] | None:
         """Where the bytes of the regular file ``name`` in ``home`` are, if not there: of a metacopy.
 
-        ``below``: the directories that merge below ``home``. Raises ``LookupError`` when no layer has them.
+        ``below``: the directories that merge below the one where it shows as ``shown``. Raises ``LookupError`` when no
+        layer has them.
         """
         at, at_name = home, name
         for _ in range(len(self.layers) + 1):
@@ -112,8 +115,8 @@ class Resolver:
             if redirect is not None and redirect.startswith(b"/"):
                 parent, _, at_name = redirect.rpartition(b"/")
                 below = self.walk(self.roots_below(at.layer), parent)
-            elif redirect is not None:
-                at_name = redirect
+            else:
+                at_name = redirect or (shown if at is home else at_name)
             if not _is_plain(at_name):
                 break
             step = self._next_regular(below, at_name)
