@@ -13,6 +13,11 @@ can do all it could before. What libfuse 2 leaves out of reach:
   kernel holds the directory, but a rename that fails for want of space, or a crash, finds the old file gone;
 - after ``rmdir`` of its directory, an open unlinked file can be read, written and truncated only; an open directory
   that was removed can't be asked for its attributes;
+- each name of a hard link is a file of its own to the kernel, with its own cached pages: who has read from one name
+  and keeps the file open may miss what is written by another name, until it is opened again;
+- an open file whose name the Python API gives to another: reading and writing go to the right file, but ``fstat`` and
+  ``fchmod`` go by the name; and the kernel gives the file up if the name is then of another type;
+- POSIX ACLs are kept and shown, but the kernel checks mode bits alone, and the umask applies where a default ACL is;
 - ``fallocate(2)``, ``SEEK_HOLE``, ``renameat2(2)`` flags and ``O_TMPFILE`` are not passed on (fusepy 3.0.1, FUSE 7.19).
 """
 
@@ -108,6 +113,7 @@ class PathOperations:
         self._directories: dict[int, DirNode] = {}
         self._open_count: dict[Node, int] = {}
         self._hidden: dict[str, Node] = {}
+        self._just_hidden: dict[str, tuple[int, Node]] = {}
         self._linked: set[int] = set()
 
     def __call__(self, operation: str, *args: Any) -> Any:
@@ -139,6 +145,7 @@ class PathOperations:
             self._directories.clear()
             self._open_count.clear()
             self._hidden.clear()
+            self._just_hidden.clear()
         for handle in handles:
             handle.close()
 
@@ -173,6 +180,11 @@ class PathOperations:
     def rename(self, old: str, new: str) -> int:
         if self._hide(old, new):
             return 0
+        thread, hidden = self._just_hidden.pop(new, (0, None))
+        if hidden is not None and thread == threading.get_ident() and self._node(old) is hidden:
+            # Both names are of one file: rename(2) does nothing then. libfuse did not know, and had the new one hidden.
+            self._tree.link(hidden, *self._parent(new))
+            return 0
         self._tree.rename(*self._parent(old), *self._parent(new))
         return 0
 
@@ -186,6 +198,7 @@ class PathOperations:
         self._tree.unlink(*self._parent(old))
         with self._lock:
             self._hidden[name] = node
+            self._just_hidden[old] = (threading.get_ident(), node)
         return True
 
     def mkdir(self, path: str, mode: int) -> int:
@@ -217,9 +230,12 @@ class PathOperations:
         if fi is not None and (handle := self._handles.get(fi.fh)) is not None:
             return _attributes(handle.stat())
         assert path is not None
-        if path.rpartition("/")[2] in self._hidden:
-            # libfuse takes one link off a hidden name before it answers.
-            return _attributes(self._tree.stat(self._node(path)), extra_links=1)
+        if self._hidden:
+            # Between hiding a name and renaming another to it, libfuse asks for nothing.
+            self._just_hidden.pop(path, None)
+            if path.rpartition("/")[2] in self._hidden:
+                # libfuse takes one link off a hidden name before it answers.
+                return _attributes(self._tree.stat(self._node(path)), extra_links=1)
         return _attributes(self._tree.stat(self._node(path)))
 
     def chmod(self, path: str, mode: int) -> int:
@@ -310,6 +326,8 @@ class PathOperations:
                 del self._open_count[node]
                 for name in [name for name, hidden in self._hidden.items() if hidden is node]:
                     del self._hidden[name]
+                for path in [path for path, (_, hidden) in self._just_hidden.items() if hidden is node]:
+                    del self._just_hidden[path]
         try:
             handle.close()
         except OSError as error:

@@ -14,6 +14,7 @@ A page of a mapped file is read with Python's lock held, so what maps or execute
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -381,6 +382,19 @@ class EngineSuite(MetadataSuite):
         assert os.stat(merged / "only-bottom").st_nlink == 1
         with fails(errno.EEXIST):
             os.link(merged / "only-bottom", merged / "only-top")
+
+    @pytest.mark.parametrize("opened", [False, True])
+    def test_rename_onto_another_name_of_the_same_file_does_nothing(self, merged: Path, opened: bool) -> None:
+        with contextlib.ExitStack() as stack:
+            if opened:
+                stack.enter_context(open(merged / "twin2", "rb"))
+            os.rename(merged / "twin1", merged / "twin2")
+            assert {"twin1", "twin2"} <= set(os.listdir(merged))
+            assert os.stat(merged / "twin1").st_nlink == 2
+        os.unlink(merged / "twin2")
+        os.rename(merged / "twin1", merged / "twin2")
+        assert (merged / "twin2").read_text() == "twins"
+        assert "twin1" not in os.listdir(merged)
 
     def test_hard_links_below_stay_linked(self, merged: Path) -> None:
         first, second = merged / "twin1", merged / "twin2"
