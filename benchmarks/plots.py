@@ -222,7 +222,7 @@ def _goals(plt: Any, rows: Sequence[Row]) -> Any:
         limit = times(goal.limit) if goal.unit == "×" else quantity(goal.limit, goal.unit)
         axis.text(share * 1.04, i, f"{value}  (≤ {limit})", va="center", fontsize=7.5)
     axis.set_yticks(range(len(found)), [f"{goal.title}: {goal.detail}" for goal in found], fontsize=7.5)
-    axis.invert_yaxis()
+    axis.set_ylim(len(found) - 0.4, -0.6)
     axis.axvline(1, color="black", linewidth=1)
     axis.set_xscale("log")
     low, high = axis.get_xlim()

@@ -25,8 +25,8 @@ from benchmarks.fixtures import Fixtures, Sizes
 from benchmarks.scratch import PREFIX, Scratch, Unsupported
 from benchmarks.views import View
 
-SECONDS_A_MEASUREMENT = 150
-SECONDS_A_CONTENDER = 8.0
+SECONDS_A_MEASUREMENT = 300
+SECONDS_A_CONTENDER = 4.0
 
 Readings = Iterator[tuple[str, float]]
 Measure = Callable[[Contender], Readings]

@@ -53,6 +53,7 @@ def _lookup(bench: Bench, *, drop: bool) -> Iterator[Case]:
                 first, each = time_names(view, paths, found=what == "hit")
                 yield f"{what} first", first
                 yield f"{what} cold", each
+                time_names(view, paths, found=what == "hit")
                 yield f"{what} warm", time_names(view, paths, found=what == "hit")[1]
 
     for depth in bench.sizes.depths:
