@@ -5,11 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
-from unionfs._sys.umask import umask
-from unionfs.layer.protocol import DT_CHR, DT_DIR, DT_LNK, DT_REG, Layer, LayerDir, LayerFile, Marks, WritableLayer
+from unionfs.layer.protocol import DT_CHR, DT_DIR, DT_LNK, DT_REG, LayerDir, LayerFile, Marks, WritableLayer
 from unionfs.types import RENAME_EXCHANGE, RENAME_NOREPLACE
 from unionfs.union import rename
 from unionfs.union.copyup import copy_up_dir, copy_up_file, stage_area
@@ -38,17 +37,6 @@ class Tree(TreeReader):
     ``uid`` and ``gid``: the owner of a new object and, with them, its exact mode; without, it belongs to this process
     and the umask applies, as for ``os.open``.
     """
-
-    def __init__(
-        self,
-        lowers: Sequence[Layer],
-        upper: WritableLayer | None = None,
-        *,
-        redirect_dir: bool = True,
-        metacopy: bool = True,
-    ) -> None:
-        super().__init__(lowers, upper, redirect_dir=redirect_dir, metacopy=metacopy)
-        self._umask = umask()
 
     def writable(self) -> WritableLayer:
         """The upper. ``EROFS`` if there is none."""
@@ -181,7 +169,11 @@ class Tree(TreeReader):
         home = copy_up_dir(self, d)
         if name not in self.shadow(d):
             made = make(home, name)
-            self._own(home, home, name, mode, uid, gid)
+            try:
+                self._own(home, home, name, mode, uid, gid)
+            except BaseException:
+                self._discard(home, name)
+                raise
             return home, made
         area, extra = stage_area(upper, home)
         temp = upper.temp_name()
@@ -226,9 +218,10 @@ class Tree(TreeReader):
             return
         if stat.S_ISDIR(st.st_mode):
             mode |= above.st_mode & stat.S_ISGID
-        if stat.S_IMODE(upper.stat(d, name).st_mode) != mode and (
-            not mode & self._umask or b"system.posix_acl_default" not in upper.listxattr(parent, b".")
-        ):
+        made = st.st_mode & 0o777
+        if made != mode & 0o777 and b"system.posix_acl_default" in upper.listxattr(parent, b"."):
+            mode = mode & 0o7000 | made  # The ACL has decided, not the umask (acl(5), "Object creation").
+        if stat.S_IMODE(upper.stat(d, name).st_mode) != mode:
             upper.setattr(d, name, mode=mode)
 
     def _enter(self, d: DirNode, name: bytes, node: Node) -> None:
