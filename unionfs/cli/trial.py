@@ -24,7 +24,6 @@ from unionfs.run.idmap import IdMaps
 from unionfs.run.process import Command, Ended
 from unionfs.run.scratch import Scratch, check_place, leftovers, state_directory
 from unionfs.run.supervisor import PASSED_ON
-from unionfs.union.commit import commit
 from unionfs.union.diff import Change
 from unionfs.union.fs import UnionFS
 
@@ -177,7 +176,7 @@ class Trial:
     def _keep(self, fs: UnionFS, path: str) -> None:
         order = self.order
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        commit(fs.tree, path, message=order.message, author=order.author, created_by=shlex.join(order.command))
+        fs.commit(path, message=order.message, author=order.author, created_by=shlex.join(order.command))
         os.sync()
         self.layer = path
         if self.outcome != "failed":

@@ -9,19 +9,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from unionfs.layer.memory import MemoryLayer
 from unionfs.mount.engine import AUTO, MountOptions, get_engine
 from unionfs.run.process import Command, Ended, real_directories
-from unionfs.union.diff import Change, diff
+from unionfs.union.diff import Change
 from unionfs.union.fs import UnionFS
 
 
 def open_view(
-    upper: str,
-    work: str,
+    upper: str | None,
+    work: str | None,
     hide: Iterable[str],
     *,
     above: Sequence[str] = (),
     user_namespace: bool = False,
 ) -> UnionFS:
-    """The host's root with its other mounts as the lowest layer, ``above`` on it (the topmost first), and an upper.
+    """The host's root with its other mounts as the lowest layer, ``above`` on it (the topmost first), and an upper
+    or none.
 
     What the running system keeps in ``REAL`` is not part of it: there the union has empty directories, to mount on.
     ``hide``: where uppers and mountpoints are, so that the view does not hold itself. Nothing is flushed to disk:
@@ -45,7 +46,7 @@ def changes(fs: UnionFS, started_ns: int) -> list[Change]:
     A directory that differs in its time alone, while the host's has changed too, is not among it: something came or
     went on the host meanwhile.
     """
-    return [change for change in diff(fs.tree) if not _is_the_hosts(change, started_ns)]
+    return [change for change in fs.diff() if not _is_the_hosts(change, started_ns)]
 
 
 def _is_the_hosts(change: Change, started_ns: int) -> bool:

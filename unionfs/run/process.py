@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -25,6 +26,7 @@ NOT_STARTED, NOT_EXECUTABLE, NOT_FOUND = 125, 126, 127
 """Exit statuses as of chroot(1): the root could not be entered, the command can't be executed, is not found."""
 
 _STOPS = frozenset({signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU})
+_HIGH = 64  # above the descriptors that anybody asks for by number
 _KILL_AFTER = 10.0  # seconds from SIGTERM to SIGKILL, for a command that does not listen
 _LEFT_GRACE = 0.2  # seconds for what the command left to end by itself
 _LEFT_KILL_AFTER = 2.0  # seconds from SIGTERM to SIGKILL, for what it left
@@ -51,8 +53,8 @@ class Command:
     """A command that waits, already forked, for the root that it runs in.
 
     Forked before the mount is made, since a process with threads can't safely fork. To be used in a process that adopts
-    orphans, with signals blocked (``supervise``). ``fds``: descriptors that it gets, by their number there, beside or in
-    place of our stdin, stdout and stderr.
+    orphans, with signals blocked (``supervise``). ``fds``: descriptors that it gets, by their number there, also in
+    place of stdin, stdout and stderr.
 
         command = Command(["make", "install"])
         with fs.mount(mountpoint):
@@ -145,7 +147,10 @@ class Command:
                 namespaces.signal_at_parents_end(signal.SIGKILL)
                 root, *bound = order.decode(errors="surrogateescape").split("\0")
                 _enter(root, bound, self._cwd)
-                for number, ours in self._fds.items():
+                # By way of high numbers, so that none takes the place of one that is still to come.
+                for number, ours in {
+                    number: fcntl.fcntl(ours, fcntl.F_DUPFD_CLOEXEC, _HIGH) for number, ours in self._fds.items()
+                }.items():
                     os.dup2(ours, number)
                 status = self._execute()
         except OSError as error:
