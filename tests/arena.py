@@ -7,37 +7,36 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 
 import attrs
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from unionfs.layer import whiteout
 from unionfs.layer.directory import DirectoryLayer
 from unionfs.layer.protocol import DT_DIR, DT_REG
 from unionfs.layer.trees import Link
 from unionfs.layer.upper import UpperDirectory
-from unionfs.testing.operations import Op, Operations
+from unionfs.testing.operations import Op, Operations, code
 from unionfs.testing.oracle import Duel, Seen
 from unionfs.testing.stacks import Spec, build, build_merged, random_stack, spec_code, without_hidden_links
 from unionfs.testing.surfaces import HostSurface, Surface, TreeSurface
 from unionfs.union.commit import commit
 from unionfs.union.tree import Tree
 
-Opener = Callable[["Arena"], Surface]
-
-
-def open_tree(arena: Arena) -> Surface:
-    """The core itself."""
-    return TreeSurface(arena.tree())
-
 
 class Arena:
     """A stack of layers on disk below `top`, and the plain directory that shows the same.
 
-    `open_subject` makes the subject over the layers. With `root`, marks are `trusted.*`.
+    The subject is the core itself; subclasses have others. With `root`, marks are `trusted.*`.
     """
+
+    loose: frozenset[str] = frozenset()
+    """What subject and plain directory may disagree about."""
 
     def __init__(
         self,
@@ -45,14 +44,12 @@ class Arena:
         stack: Sequence[Spec],
         *,
         root: bool = True,
-        open_subject: Opener = open_tree,
         redirect_dir: bool = True,
         metacopy: bool = True,
     ) -> None:
         self.top = os.fspath(top)
         self.root = root
         self.redirect_dir, self.metacopy = redirect_dir, metacopy
-        self._open_subject = open_subject
         self._open: Tree | None = None
         prefix = whiteout.TRUSTED if root else whiteout.USER
         for name in ("upper", "work", "plain", "aside"):
@@ -65,6 +62,11 @@ class Arena:
         # The merged root has the upper's metadata, so the upper's is made as the topmost lower's.
         build({b"": stack[0][b""]}, f"{self.top}/upper", prefix)
 
+    @staticmethod
+    def prepared(stack: list[Spec]) -> list[Spec]:
+        """The layers as this subject needs them."""
+        return stack
+
     def layers(self) -> list[DirectoryLayer]:
         """The lowers, topmost first, those that a commit made among them."""
         frozen = f"{self.top}/upper.layers"
@@ -73,15 +75,45 @@ class Arena:
 
     def tree(self) -> Tree:
         """The union, opened anew; the one before is closed."""
-        if self._open is not None:
-            self._open.close()
+        self.close_tree()
         upper = UpperDirectory(f"{self.top}/upper", f"{self.top}/work", trusted=self.root)
         self._open = Tree(self.layers(), upper, redirect_dir=self.redirect_dir, metacopy=self.metacopy)
         return self._open
 
+    def close_tree(self) -> None:
+        """Let go of the layers."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def freeze(self) -> None:
+        """The upper becomes the topmost lower by hand, as somebody does who has no commit."""
+        self.close_tree()
+        self.lowers.insert(0, f"{self.top}/frozen{len(self.lowers)}")
+        os.rename(f"{self.top}/upper", self.lowers[0])
+        shutil.rmtree(f"{self.top}/work")
+        for name in ("upper", "work"):
+            os.mkdir(f"{self.top}/{name}")
+        self._dress_root(self.lowers[0], f"{self.top}/upper")
+
+    @staticmethod
+    def _dress_root(source: str, target: str) -> None:
+        st = os.stat(source)
+        os.chown(target, st.st_uid, st.st_gid)
+        os.chmod(target, stat.S_IMODE(st.st_mode))
+        for key in os.listxattr(source):
+            if whiteout.unescape(os.fsencode(key)) is not None:
+                os.setxattr(target, key, os.getxattr(source, key))
+        os.utime(target, ns=(st.st_atime_ns, st.st_mtime_ns))
+
     def subject(self) -> Surface:
         """The subject, opened anew."""
-        return self._open_subject(self)
+        return TreeSurface(self.tree())
+
+    def unkept(self, seen: Seen) -> bool:
+        """Whether the object's number may change at a remount."""
+        # Symbolic links and special files have no user.* attributes that could keep their number (xattr(7)).
+        return not self.root and int(seen.facts["mode"], 8) >> 12 not in (DT_DIR, DT_REG)
 
     def commit(self) -> None:
         """Freeze the upper of the open union."""
@@ -95,20 +127,14 @@ class Arena:
             self.subject(),
             remount=self.subject,
             commit=self.commit,
-            unkept=None if self.root else _without_user_attributes,
+            unkept=self.unkept,
+            loose=self.loose,
         )
 
     def close(self) -> None:
         """Everything goes."""
-        if self._open is not None:
-            self._open.close()
-            self._open = None
+        self.close_tree()
         shutil.rmtree(self.top)
-
-
-def _without_user_attributes(seen: Seen) -> bool:
-    """Symbolic links and special files have no `user.*` attributes that could keep their number (xattr(7))."""
-    return int(seen.facts["mode"], 8) >> 12 not in (DT_DIR, DT_REG)
 
 
 @attrs.frozen
@@ -119,11 +145,14 @@ class Setting:
     root: bool = True
     steps: int = 60
     commits: bool = False
-    open_subject: Opener = open_tree
     compare_every: int = 10
+    remount_every: int = 0
+    """Remounts at these steps, instead of now and then."""
+    kind: type[Arena] = Arena
+    skips: Callable[[Op], bool] = attrs.field(default=lambda op: False)
 
     def arena(self, stack: Sequence[Spec]) -> Arena:
-        return Arena(self.top / "arena", stack, root=self.root, open_subject=self.open_subject)
+        return self.kind(self.top / "arena", stack, root=self.root)
 
 
 def run_seed(setting: Setting, seed: int) -> None:
@@ -133,13 +162,20 @@ def run_seed(setting: Setting, seed: int) -> None:
     if setting.commits:
         # A commit lets go of names that nobody can see, and the link counts say so.
         stack = without_hidden_links(stack)
+    stack = setting.kind.prepared(stack)
     arena = setting.arena(stack)
     duel = arena.duel()
-    operations = Operations(rng, duel.reference, root=setting.root, commits=setting.commits)
+    operations = Operations(
+        rng, duel.reference, root=setting.root, remounts=not setting.remount_every, commits=setting.commits
+    )
     try:
         duel.compare()
         for i in range(setting.steps):
-            duel.step(operations.next())
+            if setting.remount_every and i % setting.remount_every == 0:
+                duel.step(("remount",))
+            op = operations.next()
+            if not setting.skips(op):
+                duel.step(op)
             if i % setting.compare_every == 0:
                 duel.compare()
         duel.step(("remount",))
@@ -150,8 +186,10 @@ def run_seed(setting: Setting, seed: int) -> None:
     finally:
         duel.close()
         arena.close()
-    stack, _, failed = minimize(setting, stack, duel.history, failed)
+    stack, history, failed = minimize(setting, stack, duel.history, failed)
     layers = ",\n    ".join(map(spec_code, stack))
+    if not isinstance(failed, AssertionError):
+        failed = AssertionError(f"{failed!r}\nafter\n" + "".join(f"    {code(op)},\n" for op in history))
     raise AssertionError(f"seed {seed}\nstack = [\n    {layers},\n]\n{failed!s}") from failed
 
 
@@ -212,3 +250,19 @@ def _is_needed(spec: Spec, path: bytes) -> bool:
         other.startswith(path + b"/") or (isinstance(entry, Link) and entry.path == path)
         for other, entry in spec.items()
     )
+
+
+def search(run: Callable[[int], None], cases: int) -> None:
+    """`run` for many seeds; those that failed before first."""
+
+    @settings(
+        max_examples=cases,
+        deadline=None,
+        phases=(Phase.explicit, Phase.reuse, Phase.generate),  # run finds the least case by itself
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(seed=st.integers(0, 2**32 - 1))
+    def case(seed: int) -> None:
+        run(seed)
+
+    case()

@@ -7,16 +7,14 @@ operations that still fail; they go to `FOUND`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
 
-from tests.arena import Setting, replay, run_seed
+from tests.arena import Setting, replay, run_seed, search
+from tests.support import AsUser
 from unionfs.layer.protocol import Marks
 from unionfs.layer.trees import WHITEOUT, Entry, Link
 from unionfs.testing.operations import ACL, CAPABILITY, Op, Operations
@@ -38,22 +36,6 @@ def directory(mode: int = 0o755, **more: Any) -> Entry:
 
 def file(content: bytes = b"content", mode: int = 0o644, **more: Any) -> Entry:
     return Entry(0o100000 | mode, content, mtime_ns=OLD, **more)
-
-
-def search(run: Callable[[int], None], cases: int) -> None:
-    """`run` for many seeds; those that failed before first."""
-
-    @settings(
-        max_examples=cases,
-        deadline=None,
-        phases=(Phase.explicit, Phase.reuse, Phase.generate),  # `run` finds the least case by itself
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(seed=st.integers(0, 2**32 - 1))
-    def case(seed: int) -> None:
-        run(seed)
-
-    case()
 
 
 @pytest.mark.slow
@@ -81,7 +63,7 @@ def unprivileged(top: str, commits: str, cases: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(0 if LONG else 120)
 @pytest.mark.parametrize("commits", ["", "commits"])
-def test_tree_of_a_user(as_user: Any, commits: str) -> None:
+def test_tree_of_a_user(as_user: AsUser, commits: str) -> None:
     code = "import sys; from tests.test_union_property import unprivileged; unprivileged(*sys.argv[1:])"
     as_user.python(code, str(as_user.scratch), commits, str(CASES // 3), timeout=100 + CASES)
 

@@ -79,15 +79,20 @@ def snapshot(surface: Surface, *, content: bool = True) -> dict[bytes, Seen]:
     return found
 
 
-def differences(reference: dict[bytes, Seen], subject: dict[bytes, Seen]) -> list[str]:
-    """One line for each fact in which the trees differ; empty for equal trees. Hard links must group alike."""
+def differences(
+    reference: dict[bytes, Seen], subject: dict[bytes, Seen], loose: frozenset[str] = frozenset()
+) -> list[str]:
+    """One line for each fact in which the trees differ; empty for equal trees. Hard links must group alike.
+
+    ``loose``: facts that need not agree.
+    """
     lines = [f"{path!r} is missing" for path in sorted(reference.keys() - subject.keys())]
     lines += [f"{path!r} should not be there" for path in sorted(subject.keys() - reference.keys())]
     pairs: dict[tuple[int, int], tuple[int, int]] = {}
     back: dict[tuple[int, int], tuple[int, int]] = {}
     for path in sorted(reference.keys() & subject.keys()):
         wanted, got = reference[path], subject[path]
-        for key in wanted.facts.keys() | got.facts.keys():
+        for key in (wanted.facts.keys() | got.facts.keys()) - loose:
             one, other = wanted.facts.get(key), got.facts.get(key)
             if one != other:
                 lines.append(f"{path!r}: {key} is {_short(other)}, not {_short(one)}")
@@ -143,21 +148,23 @@ class Identities:
         self._held = []
 
 
-def outcome(surface: Surface, op: Op) -> Any:
+def outcome(surface: Surface, op: Op, loose: frozenset[str] = frozenset()) -> Any:
     """What the operation answers, or the name of its errno; metadata as far as they must agree."""
     try:
         answer = getattr(surface, op[0])(*op[1:])
     except OSError as error:
         return errno.errorcode.get(error.errno or 0, str(error.errno))
-    return facts(answer) if isinstance(answer, os.stat_result) else answer
+    if not isinstance(answer, os.stat_result):
+        return answer
+    return {key: value for key, value in facts(answer).items() if key not in loose}
 
 
 class Duel:
     """A plain directory and a subject, step by step.
 
     ``remount``: makes the subject anew over the same layers, for the operation ``("remount",)``. ``unkept``: of which
-    objects the inode numbers may change then. ``commit``: freezes the subject's upper, for ``("commit",)``. Raises
-    ``AssertionError`` with the operations so far.
+    objects the inode numbers may change then. ``commit``: freezes the subject's upper, for ``("commit",)``.
+    ``loose``: facts that need not agree. Raises ``AssertionError`` with the operations so far.
     """
 
     def __init__(
@@ -168,6 +175,7 @@ class Duel:
         remount: Callable[[], Surface] | None = None,
         commit: Callable[[], None] | None = None,
         unkept: Callable[[Seen], bool] | None = None,
+        loose: frozenset[str] = frozenset(),
     ) -> None:
         self.reference = reference
         self.subject = subject
@@ -175,7 +183,9 @@ class Duel:
         self._remount = remount
         self._commit = commit
         self._unkept = unkept
-        self._identities = Identities(reference)
+        self._loose = loose
+        # Each kind of surface has numbers of its own.
+        self._identities: dict[type[Surface], Identities] = {}
 
     def step(self, op: Op) -> None:
         """Do it on both."""
@@ -187,34 +197,40 @@ class Duel:
             if self._commit is not None:
                 self._commit()
             return
-        wanted, got = outcome(self.reference, op), outcome(self.subject, op)
+        wanted, got = (outcome(surface, op, self._loose) for surface in (self.reference, self.subject))
         if wanted != got:
             self._fail(f"{code(op)}: {_short(got)}, not {_short(wanted)}")
 
     def _new_subject(self) -> None:
-        for surface in (self.reference, self.subject):
-            for slot in range(SLOTS):
-                surface.close(slot)
+        self.close_files()
         if self._remount is not None:
             self.compare()
             self.subject = self._remount()
             if self._unkept is not None:
-                self._identities.forget(snapshot(self.reference, content=False), self._unkept)
+                self._numbers().forget(snapshot(self.reference, content=False), self._unkept)
             self.compare()
+
+    def _numbers(self) -> Identities:
+        return self._identities.setdefault(type(self.subject), Identities(self.reference))
 
     def compare(self) -> None:
         """Equal trees, and every object has the number that it always had."""
         wanted, got = snapshot(self.reference), snapshot(self.subject)
-        lines = differences(wanted, got) + self._identities.check(wanted, got)
+        lines = differences(wanted, got, self._loose) + self._numbers().check(wanted, got)
         if lines:
             self._fail("\n".join(lines))
 
     def _fail(self, why: str) -> None:
         raise AssertionError(f"{why}\nafter\n" + "".join(f"    {code(op)},\n" for op in self.history))
 
-    def close(self) -> None:
-        """Close what is open on both sides, but not the subject's tree."""
+    def close_files(self) -> None:
+        """Close what operations have opened, on both sides."""
         for surface in (self.reference, self.subject):
             for slot in range(SLOTS):
                 surface.close(slot)
-        self._identities.close()
+
+    def close(self) -> None:
+        """Close all but the subject's tree."""
+        self.close_files()
+        for identities in self._identities.values():
+            identities.close()

@@ -106,6 +106,22 @@ def without_hidden_links(stack: Sequence[Spec]) -> list[Spec]:
     return layers
 
 
+def without_idle_whiteouts(stack: Sequence[Spec]) -> list[Spec]:
+    """The same stack, but every whiteout has something to hide in a directory that merges: overlayfs lists the others
+    (overlayfs.rst, "whiteouts and opaque directories")."""
+    layers = []
+    for i, spec in enumerate(stack):
+        below = merged(stack[i + 1 :])[0]
+        kept = dict(spec)
+        for path in [path for path, entry in spec.items() if entry == WHITEOUT]:
+            above = [path[:at] for at, byte in enumerate(path) if byte == ord("/")]
+            closed = any(isinstance(e := spec[d], Entry) and e.marks.opaque for d in above)
+            if closed or path not in below:
+                del kept[path]
+        layers.append(kept)
+    return layers
+
+
 def spec_code(spec: Spec) -> str:
     """The layer as Python source, with what differs from the default alone."""
     fields = attrs.fields(Entry)
