@@ -180,6 +180,32 @@ def test_busy(fs: UnionFS, mnt: Path) -> None:
     handle.close()
 
 
+@pytest.mark.root
+def test_another_namespace_that_shows_the_mount(fs: UnionFS, mnt: Path, caplog: pytest.LogCaptureFixture) -> None:
+    mounted = unionfs.mount.mount(fs, mnt)
+    other = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        'echo; read line; cat "$1/b"',
+        "sh",
+        str(mnt),
+    ]
+    with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        (mnt / "b").write_text("changed")
+        mounted.unmount()
+        assert os.listdir(mnt) == []
+        assert "another mount namespace" in caplog.text
+        assert not mounted.wait(0)
+        assert process.communicate("go\n", timeout=30)[0] == "changed"
+    assert mounted.wait(10)
+
+
 def test_an_error_in_the_block_is_not_hidden_by_a_busy_mount(fs: UnionFS, mnt: Path) -> None:
     with contextlib.ExitStack() as stack:
         with pytest.raises(ZeroDivisionError):  # noqa: PT012  # The block is what is tested.

@@ -88,7 +88,14 @@ class Limits:
         self._linked: set[int] = set()
         """Inodes that had two names."""
 
+    def _has_nameless(self) -> bool:
+        return any(os.fstat(fd).st_nlink == 0 for fd in self._plain.files.values())
+
+    def _is_dir(self, path: bytes) -> bool:
+        return os.path.isdir(self._plain.at(path))
+
     def allow(self, op: Op) -> bool:
+        """Whether the mount must do this as the directory does."""
         kind = op[0]
         with contextlib.suppress(OSError):
             if kind in ("link", "open"):
@@ -97,6 +104,8 @@ class Limits:
                     self._linked.add(seen.st_ino)
             if kind == "pread" and self._plain.fstat(op[1]).st_ino in self._linked:
                 return False
+        if kind in ("rmdir", "rename") and self._has_nameless() and self._is_dir(op[-2 if kind == "rename" else 1]):
+            return False
         if kind == "rename" and op[3]:
             return not self._sole and not self._plain.files
         return kind != "punch" and (kind != "setxattr" or op[2] != b"system.posix_acl_default")

@@ -88,8 +88,8 @@ class Mount(ABC):
         """Unmount, and return when everything is on disk. Nothing happens if it is unmounted already.
 
         ``lazy``: take it out of the directory tree now, and serve who still uses it till they are done (umount(8)).
-        Raises ``MountError``: ``EBUSY``, with the processes that use it; or, when it is unmounted here, because another
-        mount namespace still shows it and is served on.
+        What another mount namespace shows of it is served on, as with any file system; a log line says so.
+        Raises ``MountError``: ``EBUSY``, with the processes that use it.
         """
 
     @abstractmethod

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import errno
 import importlib
+import logging
 import os
 import shutil
 import signal
@@ -25,8 +26,10 @@ from unionfs.mount.unmounting import unmount
 if TYPE_CHECKING:
     from unionfs.union.fs import UnionFS
 
+log = logging.getLogger(__name__)
+
 _ANSWER_WITHIN = 15.0  # seconds
-_LAST_REQUEST_WITHIN = 5.0  # seconds
+_LAST_REQUEST_WITHIN = 3.0  # seconds
 _LONG = 86400.0
 _LIBFUSE_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)
 
@@ -221,9 +224,11 @@ class _FuseMount(Mount):
                     raise MountError(errno.EBUSY, "something else is mounted on top", self.mountpoint)
             if lazy:
                 return
-            if not self._served.wait(_LAST_REQUEST_WITHIN):
-                raise MountError(errno.EBUSY, SHOWN_ELSEWHERE, self.mountpoint)
-            self.wait()
+            if self._served.wait(_LAST_REQUEST_WITHIN):
+                self.wait()
+            else:
+                log.warning("%s: %s, and it is served on", self.mountpoint, SHOWN_ELSEWHERE)
+                self._tree.sync()
 
 
 _alive: weakref.WeakSet[_FuseMount] = weakref.WeakSet()

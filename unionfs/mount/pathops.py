@@ -32,7 +32,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from unionfs.union.handle import Handle
@@ -81,6 +81,14 @@ def _attributes(st: os.stat_result, extra_links: int = 0) -> dict[str, int]:
     }
 
 
+class _Hiding(NamedTuple):
+    """Who has hidden what; ``parent``: the directory's metadata before."""
+
+    thread: int
+    node: Node
+    parent: os.stat_result
+
+
 class PathOperations:
     """The operations object that fusepy calls.
 
@@ -113,7 +121,7 @@ class PathOperations:
         self._directories: dict[int, DirNode] = {}
         self._open_count: dict[Node, int] = {}
         self._hidden: dict[str, Node] = {}
-        self._just_hidden: dict[str, tuple[int, Node]] = {}
+        self._just_hidden: dict[str, _Hiding] = {}
         self._linked: set[int] = set()
 
     def __call__(self, operation: str, *args: Any) -> Any:
@@ -180,10 +188,12 @@ class PathOperations:
     def rename(self, old: str, new: str) -> int:
         if self._hide(old, new):
             return 0
-        thread, hidden = self._just_hidden.pop(new, (0, None))
-        if hidden is not None and thread == threading.get_ident() and self._node(old) is hidden:
+        hiding = self._just_hidden.pop(new, None)
+        if hiding is not None and hiding.thread == threading.get_ident() and self._node(old) is hiding.node:
             # Both names are of one file: rename(2) does nothing then. libfuse did not know, and had the new one hidden.
-            self._tree.link(hidden, *self._parent(new))
+            d, name = self._parent(new)
+            self._tree.link(hiding.node, d, name)
+            self._tree.setattr(d, atime_ns=hiding.parent.st_atime_ns, mtime_ns=hiding.parent.st_mtime_ns)
             return 0
         self._tree.rename(*self._parent(old), *self._parent(new))
         return 0
@@ -195,10 +205,12 @@ class PathOperations:
         node = self._node(old)
         if not self._open_count.get(node):
             return False  # A person's own rename to such a name.
-        self._tree.unlink(*self._parent(old))
+        d, old_name = self._parent(old)
+        before = self._tree.stat(d)
+        self._tree.unlink(d, old_name)
         with self._lock:
             self._hidden[name] = node
-            self._just_hidden[old] = (threading.get_ident(), node)
+            self._just_hidden[old] = _Hiding(threading.get_ident(), node, before)
         return True
 
     def mkdir(self, path: str, mode: int) -> int:
@@ -326,7 +338,7 @@ class PathOperations:
                 del self._open_count[node]
                 for name in [name for name, hidden in self._hidden.items() if hidden is node]:
                     del self._hidden[name]
-                for path in [path for path, (_, hidden) in self._just_hidden.items() if hidden is node]:
+                for path in [path for path, hiding in self._just_hidden.items() if hiding.node is node]:
                     del self._just_hidden[path]
         try:
             handle.close()
