@@ -51,7 +51,7 @@ with open("upper/other") as file:
 
 COMMANDS = """
 import os, subprocess, sys
-for name in ("a", "b", "c", "up", "mnt"):
+for name in ("a", "b", "c", "up", "mnt", "mnt/covered"):
     os.mkdir(name)
 unionfs = [sys.executable, "-m", "unionfs.cli"]
 for turn in range(2):
@@ -77,7 +77,7 @@ NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 
 @pytest.mark.parametrize(("code", "expected"), [
     (API, "1 ['other'] True\nfrom below, and more []\n"),
-    (COMMANDS, "by a user by a user  []\n"),
+    (COMMANDS, "by a user by a user  ['covered']\n"),
 ])  # fmt: skip
 @pytest.mark.parametrize("prefix", [[], pytest.param(NAMESPACE, marks=pytest.mark.userns)], ids=["user", "namespace"])
 def test_mounts(user: support.AsUser, prefix: list[str], code: str, expected: str) -> None:

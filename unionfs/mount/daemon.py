@@ -153,8 +153,14 @@ def spawn(request: Request, log_file: str | None = None) -> runtime.Record:
         os.close(reader)
         _become_daemon(request, log_file, writer, said)
     os.close(writer)
-    with open(reader, "rb") as pipe:
-        answer = pipe.read()
+    try:
+        with open(reader, "rb") as pipe:
+            answer = pipe.read()
+    except BaseException:  # Ctrl-C: a mount that nobody waits for must not come.
+        os.kill(pid, signal.SIGTERM)
+        os.waitpid(pid, 0)
+        os.close(said)
+        raise
     with open(said, "rb") as captured:
         captured.seek(0)
         lines = captured.read().decode(errors="surrogateescape").split("\n")

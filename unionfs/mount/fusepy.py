@@ -114,18 +114,9 @@ def _libfuse_options(mountpoint: str, options: MountOptions) -> dict[str, Any]:
         "suid" if chosen(options.suid) else "nosuid": True,
         **dict.fromkeys(options.flags, True),
     }
-    if root or _must_say_nonempty(mountpoint):
-        words["nonempty"] = True
+    if os.listdir(mountpoint):
+        words["nonempty"] = True  # Only then: some versions of fusermount do not know the word.
     return words
-
-
-def _must_say_nonempty(mountpoint: str) -> bool:
-    """Whether fusermount refuses this directory unless told: that of FUSE 2 does, that of 3 does not know the word."""
-    with os.scandir(mountpoint) as entries:
-        if next(entries, None) is None:
-            return False
-    said = subprocess.run(["fusermount", "-V"], capture_output=True, text=True, check=False).stdout
-    return " 2." in said
 
 
 def _escape(text: str) -> str:
