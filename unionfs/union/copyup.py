@@ -100,24 +100,31 @@ class tolerated:  # noqa: N801
 
 def copy_up_dir(tree: TreeReader, d: DirNode) -> LayerDir:
     """The directory's place in the upper, made if need be, with all above it. The tree's lock is held."""
+    missing: list[DirNode] = []
+    while (place := tree.sources(d)[0]).layer is not tree.upper:
+        missing.append(d)
+        assert d.parent is not None
+        d = d.parent
+    for d in reversed(missing):
+        place = _copy_up_one(tree, d, place)
+    return place
+
+
+def _copy_up_one(tree: TreeReader, d: DirNode, parent: LayerDir) -> LayerDir:
     upper = tree.upper
     assert upper is not None
-    sources = tree.sources(d)
-    if sources[0].layer is upper:
-        return sources[0]
     assert d.parent is not None
-    parent = copy_up_dir(tree, d.parent)
     home, lname = tree.home_of(d)
     st = home.layer.stat(home, lname)
     temp = upper.temp_name()
-    with _Staged(upper, temp):
+    with _Staged(tree, temp):
         upper.mkdir(upper.staging, temp, 0o700)
         upper.set_marks(upper.staging, temp, Marks(ino=d.ino))
         copy_metadata(home.layer, home, lname, st, upper, upper.staging, temp)
         with kept_times(upper, parent):
             upper.rename(upper.staging, temp, parent, d.name)
     place = parent.child(d.name)
-    sources.insert(0, place)
+    tree.sources(d).insert(0, place)
     tree.shadow(d).clear()
     tree.shadow(d.parent).add(d.name)
     tree.touched(d)
@@ -127,8 +134,8 @@ def copy_up_dir(tree: TreeReader, d: DirNode) -> LayerDir:
 class _Staged:
     """What is staged under ``temp`` goes when the step fails."""
 
-    def __init__(self, upper: WritableLayer, temp: bytes) -> None:
-        self.upper, self.temp = upper, temp
+    def __init__(self, tree: TreeReader, temp: bytes) -> None:
+        self.tree, self.temp = tree, temp
 
     def __enter__(self) -> None:
         pass
@@ -136,10 +143,27 @@ class _Staged:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
             try:
-                self.upper.clear(self.upper.staging, self.temp)
+                _clear(self.tree, self.temp)
             except OSError as second:
-                if second.errno != errno.ENOENT:
-                    log.warning("staging not cleared: %s", second)
+                log.warning("staging not cleared: %s", second)
+
+
+def _clear(tree: TreeReader, temp: bytes) -> None:
+    """What is staged under ``temp`` goes. A frozen upper has left its staging to the fresh one."""
+    assert tree.upper is not None
+    try:
+        tree.upper.clear(tree.upper.staging, temp)
+    except FileNotFoundError:
+        pass
+
+
+def _discard(tree: TreeReader, file: LayerFile) -> None:
+    """A staged file is not needed."""
+    assert tree.upper is not None
+    try:
+        tree.upper.discard(file)
+    except FileNotFoundError:
+        file.close()  # It was staged by name, in memory, and the upper is another now.
 
 
 @contextlib.contextmanager
@@ -153,49 +177,69 @@ def kept_times(upper: WritableLayer, d: LayerDir) -> Iterator[None]:
 def copy_up_file(tree: TreeReader, n: FileNode, *, data: bool = True, limit: int | None = None) -> LayerFile | None:
     """Make the upper hold ``n``; its bytes too where ``data``, at most ``limit`` of them.
 
-    Where that has just left the file open, for reading and writing, this is the answer.
+    Not to be called with the tree's lock held: it may wait for another thread that copies the same file, which needs
+    the lock in the end. Where this has just left the file open, for reading and writing, that is the answer.
     """
     file = None
-    while not _is_done(tree, n, data):
+    while not is_copied_up(tree, n, data):
         with tree.lock:
             if n.busy is None:
                 n.busy = threading.Lock()
             busy = n.busy
         with busy:
-            if _is_done(tree, n, data):
+            if is_copied_up(tree, n, data):
                 break
-            if n.home.layer is tree.upper and (limit is None or n.names is not None):
-                _complete(tree, n)
-            elif n.kind == DT_REG:
-                file = _copy_up_regular(tree, n, data, limit)
-            else:
-                _copy_up_special(tree, n)
+            upper = tree.upper
+            try:
+                if n.home.layer is upper and (limit is None or n.names is not None):
+                    _complete(tree, n)
+                elif n.kind == DT_REG:
+                    file = _copy_up_regular(tree, n, data, limit)
+                else:
+                    _copy_up_special(tree, n)
+            except OSError:
+                if upper is tree.upper:
+                    raise
+                # Frozen meanwhile: once more, into the fresh one.
     return file
 
 
-def _is_done(tree: TreeReader, n: FileNode, data: bool) -> bool:
+def copy_up_at_once(tree: TreeReader, n: FileNode) -> None:
+    """Make the upper hold ``n``, with the tree's lock held. A thread that copies the same file begins again."""
+    if n.home.layer is tree.upper:
+        return
+    if n.kind == DT_REG:
+        _copy_up_regular(tree, n, not tree.metacopy, None)
+    else:
+        _copy_up_special(tree, n)
+
+
+def is_copied_up(tree: TreeReader, n: FileNode, data: bool) -> bool:
+    """Whether the upper holds ``n``, and its bytes where ``data``."""
     if n.home.layer is not tree.upper:
         return False
     return not data or n.kind != DT_REG or tree.data_of(n) is None
 
 
 def _copy_up_regular(tree: TreeReader, n: FileNode, data: bool, limit: int | None) -> LayerFile | None:
-    """One try: nothing has happened when the upper was frozen meanwhile."""
-    upper = tree.upper
-    assert upper is not None
-    home, lname = n.home, n.lname
-    bytes_at = tree.data_of(n) or (home, lname)
-    file = upper.stage()
-    try:
+    """One try: nothing has happened when the upper was frozen, or the file copied up or moved, meanwhile."""
+    with tree.lock:
+        upper = tree.upper
+        assert upper is not None
+        home, lname = n.home, n.lname
+        bytes_at = tree.data_of(n) or (home, lname)
+        redirect = _redirect(tree, n)
         source = None
         if data or not tree.metacopy or n.dead:
             source = bytes_at[0].layer.open(*bytes_at, os.O_RDONLY)
         whole = bytes_at == (home, lname)
         st = source.stat() if source is not None and whole else home.layer.stat(home, lname)
+    file = upper.stage()
+    try:
         marks = Marks(ino=n.ino)
         if source is None and st.st_size:
             file.truncate(st.st_size)
-            marks = Marks(ino=n.ino, metacopy=True, redirect=_redirect(tree, n))
+            marks = Marks(ino=n.ino, metacopy=True, redirect=redirect)
         elif source is not None and st.st_size and limit != 0:
             copy_file(source, file, limit, st if whole else None)
         upper.dress(file, st, marks)
@@ -212,15 +256,15 @@ def _copy_up_regular(tree: TreeReader, n: FileNode, data: bool, limit: int | Non
         if source is not None and limit != 0 and not upper.volatile:
             file.fsync()
         with tree.lock:
-            if upper is not tree.upper:
-                upper.discard(file)
+            if upper is not tree.upper or n.home is not home or n.lname != lname:
+                _discard(tree, file)
                 return None
             if n.dead or n.parent is None:
                 _settle_dead(tree, n, file)
             else:
                 _settle(tree, n, file, bytes_at if marks.metacopy else None)
     except BaseException:
-        upper.discard(file)
+        _discard(tree, file)
         raise
     return file
 
@@ -232,7 +276,7 @@ def _copy_up_special(tree: TreeReader, n: FileNode) -> None:
     home, lname = n.home, n.lname
     st = home.layer.stat(home, lname)
     temp = upper.temp_name()
-    with _Staged(upper, temp):
+    with _Staged(tree, temp):
         if n.kind == DT_LNK:
             upper.symlink(upper.staging, temp, home.layer.readlink(home, lname))
         else:
@@ -240,8 +284,8 @@ def _copy_up_special(tree: TreeReader, n: FileNode) -> None:
         upper.set_marks(upper.staging, temp, Marks(ino=n.ino))
         copy_metadata(home.layer, home, lname, st, upper, upper.staging, temp)
         with tree.lock:
-            if upper is not tree.upper:
-                upper.clear(upper.staging, temp)
+            if upper is not tree.upper or n.home is not home or n.lname != lname:
+                _clear(tree, temp)
             elif n.parent is None:
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), n.name)
             else:
@@ -270,7 +314,7 @@ def _settle(tree: TreeReader, n: FileNode, staged: LayerFile | bytes, data: tupl
         temp = staged if isinstance(staged, bytes) else upper.temp_name()
         if not isinstance(staged, bytes):
             upper.place(staged, upper.staging, temp)
-        with _Staged(upper, temp):
+        with _Staged(tree, temp):
             if n.names is None:
                 with kept_times(upper, parent):
                     upper.rename(upper.staging, temp, parent, n.name)
@@ -290,7 +334,7 @@ def _settle_dead(tree: TreeReader, n: FileNode, file: LayerFile) -> None:
     assert upper is not None
     temp = upper.temp_name()
     upper.place(file, upper.staging, temp)
-    with _Staged(upper, temp):
+    with _Staged(tree, temp):
         files = [(opened, upper.open(upper.staging, temp, opened.flags & os.O_ACCMODE)) for opened in n.open or ()]
     upper.unlink(upper.staging, temp)
     n.home, n.lname, n.data = upper.staging, temp, None
@@ -300,39 +344,38 @@ def _settle_dead(tree: TreeReader, n: FileNode, file: LayerFile) -> None:
 
 
 def _complete(tree: TreeReader, n: FileNode) -> None:
-    """Bring the bytes to a metacopy in the upper: it stays a metacopy until they are all there."""
-    upper = tree.upper
-    assert upper is not None
-    found = tree.data_of(n)
-    if found is None or n.dead:
-        return
-    file = upper.open(n.home, n.lname, os.O_RDWR)
+    """Bring the bytes to a metacopy in the upper: it stays a metacopy until they are all there. One try."""
+    with tree.lock:
+        if n.dead:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), n.name)
+        upper = tree.upper
+        assert upper is not None
+        found = tree.data_of(n)
+        if n.home.layer is not upper or found is None:
+            return
+        file = upper.open(n.home, n.lname, os.O_RDWR)
+        source = found[0].layer.open(*found, os.O_RDONLY)
     st = file.stat()
-    capability = _capability(upper, n)
-    source = found[0].layer.open(*found, os.O_RDONLY)
+    capability = file.getxattr(_CAPABILITY) if _CAPABILITY in file.listxattr() else None
     copy_file(source, file)
     source.close()
     # Writing has taken the capabilities and, without root, the set-id bits (capabilities(7), inode(7)).
     if capability is not None:
-        upper.setxattr(n.home, n.lname, _CAPABILITY, capability)
+        file.setxattr(_CAPABILITY, capability)
     if file.stat().st_mode != st.st_mode:
         file.setattr(mode=stat.S_IMODE(st.st_mode))
     file.setattr(times=(st.st_atime_ns, st.st_mtime_ns))
     if not upper.volatile:
         file.fsync()
     with tree.lock:
+        if upper is not tree.upper or n.dead:
+            return
         marks = upper.marks(n.home, n.lname)
         upper.set_marks(n.home, n.lname, attrs.evolve(marks, metacopy=False, redirect=None))
         n.data = None
         for opened in n.open or ():
             opened.switch(upper.open(n.home, n.lname, os.O_RDONLY))
         tree.touched(n)
-
-
-def _capability(upper: WritableLayer, n: FileNode) -> bytes | None:
-    if _CAPABILITY not in upper.listxattr(n.home, n.lname):
-        return None
-    return upper.getxattr(n.home, n.lname, _CAPABILITY)
 
 
 def stage_area(upper: WritableLayer, like: LayerDir) -> tuple[LayerDir, bytes | None]:

@@ -305,14 +305,24 @@ class TreeReader:
 
     def _file_stat(self, n: FileNode) -> os.stat_result:
         if n.nameless:
-            if not n.open:
-                raise fail(errno.ENOENT, n.name)
-            st = (n.kept or n.open[0].file).stat()
+            with self.lock:
+                st = self.open_file(n).stat()
             return numbered(st, n.ino, self.numbers.device, 0 if n.dead else st.st_nlink + n.nlink_delta)
         st = n.home.layer.stat(n.home, n.lname)
         if st.st_size and not st.st_blocks and n.kind == DT_REG:
             st = self._with_blocks(n, st)
         return numbered(st, n.ino, self.numbers.device, st.st_nlink + n.nlink_delta if n.names is not None else 1)
+
+    def open_file(self, n: FileNode) -> LayerFile:
+        """What is left of a file without a name: an open file of it. ``ENOENT``. The lock is held."""
+        if n.kept is not None:
+            return n.kept
+        for opened in n.open or ():
+            try:
+                return opened.file
+            except OSError:
+                continue  # Just being closed.
+        raise fail(errno.ENOENT, n.name)
 
     def _with_blocks(self, n: FileNode, st: os.stat_result) -> os.stat_result:
         """A metacopy takes the room that its bytes take below."""

@@ -15,7 +15,7 @@ import attrs
 
 from unionfs.layer.protocol import DT_LNK, DT_REG, LayerDir, Marks
 from unionfs.types import RENAME_EXCHANGE, RENAME_NOREPLACE
-from unionfs.union.copyup import copy_up_dir, copy_up_file
+from unionfs.union.copyup import copy_up_at_once, copy_up_dir
 from unionfs.union.node import DirNode, FileNode, Node
 from unionfs.union.reader import fail
 
@@ -54,7 +54,7 @@ def _ready_tomove(tree: Tree, n: Node, d: DirNode, name: bytes, onto_lower: bool
     """Make the upper hold ``n`` so that it can stand elsewhere. Its directory in the upper."""
     upper = tree.writable()
     if isinstance(n, FileNode):
-        copy_up_file(tree, n, data=not tree.metacopy)
+        copy_up_at_once(tree, n)
         home = copy_up_dir(tree, d)
         in_upper_by_name(tree, n, d, name)
         fix_metacopy(tree, n)

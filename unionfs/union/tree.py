@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from unionfs.layer.protocol import DT_CHR, DT_DIR, DT_LNK, DT_REG, LayerDir, LayerFile, Marks, WritableLayer
 from unionfs.types import RENAME_EXCHANGE, RENAME_NOREPLACE
 from unionfs.union import rename
-from unionfs.union.copyup import copy_up_dir, copy_up_file, stage_area
+from unionfs.union.copyup import copy_up_at_once, copy_up_dir, copy_up_file, is_copied_up, stage_area
 from unionfs.union.handle import Handle
 from unionfs.union.node import DirNode, FileNode, Node
 from unionfs.union.reader import NAME_MAX, TreeReader, fail
@@ -51,11 +52,11 @@ class Tree(TreeReader):
     ) -> tuple[FileNode, Handle]:
         """A new regular file, open. ``flags``: the handle's access mode and ``O_APPEND``. ``EEXIST`` if the name
         is taken."""
-        upper = self.writable()
+        self.writable()
         mode &= 0o7777
 
         def make(parent: LayerDir, at: bytes) -> LayerFile:
-            return upper.create(parent, at, mode)
+            return self.writable().create(parent, at, mode)
 
         with self.lock:
             home, file = self._new(d, name, make, mode, uid, gid)
@@ -63,23 +64,23 @@ class Tree(TreeReader):
             node.data = None
             self._enter(d, name, node)
             if flags & os.O_APPEND:
-                file = upper.open(home, name, flags & (os.O_ACCMODE | os.O_APPEND))
+                file = self.writable().open(home, name, flags & (os.O_ACCMODE | os.O_APPEND))
             return node, Handle(self, node, flags, file)
 
     def mkdir(self, d: DirNode, name: bytes, mode: int, uid: int | None = None, gid: int | None = None) -> DirNode:
         """A new directory. ``EEXIST``."""
-        upper = self.writable()
+        self.writable()
         mode &= 0o7777
 
         def make(parent: LayerDir, at: bytes) -> None:
-            upper.mkdir(parent, at, mode)
+            self.writable().mkdir(parent, at, mode)
 
         with self.lock:
             home, _ = self._new(d, name, make, mode, uid, gid, directory=True)
             node = DirNode(d, name)
             node.srcs = [home.child(name)]
             node.entries = {}
-            node.shadow_of = upper
+            node.shadow_of = self.upper
             self._enter(d, name, node)
             return node
 
@@ -87,7 +88,7 @@ class Tree(TreeReader):
         self, d: DirNode, name: bytes, mode: int, rdev: int = 0, uid: int | None = None, gid: int | None = None
     ) -> FileNode:
         """A new regular file, FIFO, socket or device. ``EEXIST``; ``EPERM`` for a device 0:0, which is a whiteout."""
-        upper = self.writable()
+        self.writable()
         kind = (stat.S_IFMT(mode) or stat.S_IFREG) >> 12
         if kind in (DT_DIR, DT_LNK):
             raise fail(errno.EINVAL, name)
@@ -95,6 +96,7 @@ class Tree(TreeReader):
             raise fail(errno.EPERM, name)
 
         def make(parent: LayerDir, at: bytes) -> None:
+            upper = self.writable()
             if kind == DT_REG:
                 upper.create(parent, at, mode & 0o7777).close()
             else:
@@ -111,10 +113,10 @@ class Tree(TreeReader):
         self, d: DirNode, name: bytes, target: bytes, uid: int | None = None, gid: int | None = None
     ) -> FileNode:
         """A new symbolic link. ``EEXIST``, ``ENAMETOOLONG``."""
-        upper = self.writable()
+        self.writable()
 
         def make(parent: LayerDir, at: bytes) -> None:
-            upper.symlink(parent, at, target)
+            self.writable().symlink(parent, at, target)
 
         with self.lock:
             home, _ = self._new(d, name, make, None, uid, gid)
@@ -125,12 +127,11 @@ class Tree(TreeReader):
 
     def link(self, n: Node, d: DirNode, name: bytes) -> None:
         """One name more for ``n``. ``EEXIST``; ``EPERM`` for a directory; ``ENOENT`` if it has no name left."""
-        upper = self.writable()
+        self.writable()
         self._check_new(d, name)
         if not isinstance(n, FileNode):
             raise fail(errno.EPERM, n.name)
-        copy_up_file(self, n, data=not self.metacopy)
-        with self.lock:
+        with self._in_upper(n) as upper:
             self._check_new(d, name)
             if n.dead or n.parent is None:
                 raise fail(errno.ENOENT, name)
@@ -302,7 +303,7 @@ class Tree(TreeReader):
         Whether the name is the last.
         """
         if n.names is not None and n.home.layer is not self.upper and self.stat(n).st_nlink > 1:
-            copy_up_file(self, n, data=not self.metacopy)
+            copy_up_at_once(self, n)
         if n.open and n.home.layer is self.upper and self.data_of(n) is not None:
             n.kept = n.home.layer.open(n.home, n.lname, os.O_RDONLY)
         last = n.names is None or self.stat(n).st_nlink <= 1
@@ -404,16 +405,14 @@ class Tree(TreeReader):
 
         ``EOPNOTSUPP`` for the mode of a symbolic link; ``EISDIR``, ``EINVAL`` for the size of what is no file.
         """
-        upper = self.writable()
+        self.writable()
         if size is not None:
             self._resize(n, size)
         if mode is None and uid is None and gid is None and atime_ns is None and mtime_ns is None:
             return
         if mode is not None and n.kind == DT_LNK:
             raise fail(errno.EOPNOTSUPP, n.name)
-        if isinstance(n, FileNode):
-            copy_up_file(self, n, data=not self.metacopy)
-        with self.lock:
+        with self._in_upper(n) as upper:
             times = None
             if atime_ns is not None or mtime_ns is not None:
                 st = self.stat(n)
@@ -422,12 +421,8 @@ class Tree(TreeReader):
                     st.st_mtime_ns if mtime_ns is None else mtime_ns,
                 )
             if isinstance(n, FileNode) and n.nameless:
-                if not n.open:
-                    raise fail(errno.ENOENT, n.name)
-                (n.kept or n.open[0].file).setattr(mode, uid, gid, times)
+                self.open_file(n).setattr(mode, uid, gid, times)
             else:
-                if isinstance(n, DirNode):
-                    copy_up_dir(self, n)
                 home, name = self.home_of(n)
                 upper.setattr(home, name, mode, uid, gid, times)
             self.touched(n)
@@ -445,25 +440,31 @@ class Tree(TreeReader):
                     self.touched(n)
                     return
             raise fail(errno.ENOENT, n.name)
-        copy_up_file(self, n, limit=size)
-        file = self.writable().open(n.home, n.lname, os.O_WRONLY)
-        file.truncate(size)
-        file.close()
-        self.touched(n)
+        while True:
+            upper = self.writable()
+            copy_up_file(self, n, limit=size)
+            with self.lock:
+                if n.nameless:
+                    raise fail(errno.ENOENT, n.name)
+                if upper is self.upper and is_copied_up(self, n, True):
+                    file = upper.open(n.home, n.lname, os.O_WRONLY)
+                    file.truncate(size)
+                    file.close()
+                    self.touched(n)
+                    return
 
     def setxattr(self, n: Node, key: bytes, value: bytes, flags: int = 0) -> None:
         """Set an extended attribute (setxattr(2): ``XATTR_CREATE``, ``XATTR_REPLACE``). No data are copied."""
-        upper = self.writable()
-        self._copy_up_metadata(n)
-        with self.lock:
-            home, name = self.home_of(n)
+        self.writable()
+        with self._in_upper(n) as upper:
+            home, name = self._place_of(n)
             upper.setxattr(home, name, key, value, flags)
             self.touched(n)
 
     def removexattr(self, n: Node, key: bytes) -> None:
         """Remove an extended attribute. ``ENODATA``, but not for an ACL (acl(5)), which is there in the mode at
         least."""
-        upper = self.writable()
+        self.writable()
         if key.startswith(b"user.") and n.kind not in (DT_REG, DT_DIR):
             raise fail(errno.EPERM, n.name)
         try:
@@ -472,9 +473,8 @@ class Tree(TreeReader):
             if error.errno != errno.ENODATA or not key.startswith(_ACLS):
                 raise
             return
-        self._copy_up_metadata(n)
-        with self.lock:
-            home, name = self.home_of(n)
+        with self._in_upper(n) as upper:
+            home, name = self._place_of(n)
             upper.removexattr(home, name, key)
             self.touched(n)
 
@@ -482,23 +482,35 @@ class Tree(TreeReader):
         """Make the upper have this name of a hard link that it has under another."""
         rename.in_upper_by_name(self, n, d, name)
 
-    def _copy_up_metadata(self, n: Node) -> None:
-        if isinstance(n, FileNode):
-            if n.nameless:
-                raise fail(errno.ENOENT, n.name)
-            copy_up_file(self, n, data=not self.metacopy)
-        else:
-            assert isinstance(n, DirNode)
+    @contextlib.contextmanager
+    def _in_upper(self, n: Node) -> Iterator[WritableLayer]:
+        """The upper, while it holds ``n`` and this thread the lock."""
+        while True:
+            upper = self.writable()
+            if isinstance(n, FileNode):
+                copy_up_file(self, n, data=not self.metacopy)
             with self.lock:
-                copy_up_dir(self, n)
+                if upper is not self.upper or (isinstance(n, FileNode) and not is_copied_up(self, n, False)):
+                    continue  # Frozen in between.
+                if isinstance(n, DirNode):
+                    if n.dead:
+                        raise fail(errno.ENOENT, n.name)
+                    copy_up_dir(self, n)
+                yield upper
+                return
+
+    def _place_of(self, n: Node) -> tuple[LayerDir, bytes]:
+        """``home_of`` of what has a name; ``ENOENT``."""
+        if isinstance(n, FileNode) and n.nameless:
+            raise fail(errno.ENOENT, n.name)
+        return self.home_of(n)
 
     def _open_to_write(self, n: FileNode, flags: int) -> Handle:
-        upper = self.writable()
         while True:
+            upper = self.writable()
             left_open = copy_up_file(self, n, limit=0 if flags & os.O_TRUNC else None)
             with self.lock:
-                if n.home.layer is not self.upper:
-                    upper = self.writable()
+                if upper is not self.upper or not is_copied_up(self, n, True):
                     continue  # Frozen in between.
                 if n.dead:
                     raise fail(errno.ENOENT, n.name)
