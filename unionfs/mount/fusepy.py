@@ -164,6 +164,7 @@ class _FuseMount(Mount):
             )
         except BaseException as error:  # noqa: BLE001  # Told to who waits for the mount.
             self._failure = error
+            log.debug("%s: fuse_main: %r", self.mountpoint, error)
         finally:
             self._served.set()
             for signum in _LIBFUSE_SIGNALS:
@@ -183,7 +184,8 @@ class _FuseMount(Mount):
         deadline = time.monotonic() + _ANSWER_WITHIN
         while not self._ready.wait(0.02):
             if not self._thread.is_alive():
-                raise MountError(errno.EIO, "libfuse could not mount here; it said why on stderr", self.mountpoint)
+                text = "libfuse could not mount here; it said why on stderr"
+                raise MountError(errno.EIO, text, self.mountpoint) from self._failure
             if time.monotonic() > deadline:
                 raise MountError(errno.ETIMEDOUT, "the kernel did not answer", self.mountpoint)
         asked = threading.Thread(target=os.stat, args=(self.mountpoint,), daemon=True)
