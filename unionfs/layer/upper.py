@@ -12,6 +12,7 @@ import fcntl
 import itertools
 import logging
 import os
+import shutil
 import stat
 from typing import Self
 
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DENIED = frozenset({errno.EPERM, errno.EINVAL, errno.EOVERFLOW})
+_FREEZE = b"freeze"
 # Rights that an unprivileged owner keeps, to do what root could do without.
 _NEEDED = {stat.S_IFDIR: 0o700, stat.S_IFREG: 0o600}
 
@@ -101,6 +103,7 @@ class UpperDirectory(StagedByName, DirectoryLayer):
         self._prefix = (
             whiteout.TRUSTED if (can_use_trusted(self._upper_lock.n) if trusted is None else trusted) else whiteout.USER
         )
+        self._undo_freeze()
         for name in self.scan(self.staging):
             self.clear(self.staging, name)
         self._sign(self._upper_lock.n)
@@ -422,18 +425,20 @@ class UpperDirectory(StagedByName, DirectoryLayer):
         destination = os.path.abspath(destination)
         try:
             os.makedirs(os.path.dirname(destination), exist_ok=True)
+            if os.path.isdir(destination) and os.listdir(destination):
+                raise LayerError(errno.ENOTEMPTY, "a layer is frozen into a new or empty directory", destination)
+            # Who opens the upper after a crash knows by this where to clean up.
+            os.symlink(os.fsencode(destination), _FREEZE, dir_fd=self.fd(self.staging).n)
             if not os.path.isdir(destination):
                 os.mkdir(destination, 0o700)
-            elif os.listdir(destination):
-                raise LayerError(errno.ENOTEMPTY, "a layer is frozen into a new or empty directory", destination)
             if os.stat(destination).st_dev != os.stat(self.path).st_dev:
-                os.rmdir(destination)
                 raise LayerError(errno.EXDEV, "a layer is frozen on its upper's file system", destination)
-        except LayerError:
-            raise
+            return self._twin(destination)
         except OSError as error:
+            self._undo_freeze()
+            if isinstance(error, LayerError):
+                raise
             raise LayerError(error.errno, f"the frozen layer can't be made: {error.strerror}", destination) from error
-        return self._twin(destination)
 
     def _twin(self, path: str) -> Self:
         fresh = type(self).__new__(type(self))
@@ -462,11 +467,7 @@ class UpperDirectory(StagedByName, DirectoryLayer):
 
     def drop_freeze(self, fresh: WritableLayer) -> None:
         assert isinstance(fresh, UpperDirectory)
-        with os.scandir(fresh.path) as found:
-            names = [os.fsencode(entry.name) for entry in found]
-        for name in names:
-            fresh.clear(fresh.root, name)
-        os.rmdir(fresh.path)
+        self._undo_freeze()
 
     def finish_freeze(self, fresh: WritableLayer, record: bytes) -> None:
         assert isinstance(fresh, UpperDirectory)
@@ -475,12 +476,38 @@ class UpperDirectory(StagedByName, DirectoryLayer):
         here, there = os.path.split(os.fsencode(self.path)), os.path.split(os.fsencode(fresh.path))
         fd, fd2 = Fd(os.open(here[0], _OPEN_DIR)), Fd(os.open(there[0], _OPEN_DIR))
         renameat2(fd.n, here[1], fd2.n, there[1], RENAME_EXCHANGE)
-        self.path, fresh.path = fresh.path, self.path
         if not self.volatile:
-            os.fsync(fd.n)
-            os.fsync(fd2.n)
+            try:
+                os.fsync(fd.n)
+                os.fsync(fd2.n)
+            except OSError:
+                renameat2(fd.n, here[1], fd2.n, there[1], RENAME_EXCHANGE)
+                raise
+        self.path, fresh.path = fresh.path, self.path
+        os.unlink(_FREEZE, dir_fd=self.fd(self.staging).n)
         self.immutable = True
         del self._upper_lock, self._work_lock
+
+    def _undo_freeze(self) -> None:
+        """What waited to become the upper goes, after a failure or, at the next open, a kill in a commit."""
+        try:
+            destination = os.readlink(_FREEZE, dir_fd=self.fd(self.staging).n)
+        except FileNotFoundError:
+            return
+        if self.record is not None:
+            os.removexattr(self._upper_lock.n, self._key(whiteout.RECORD))
+        path = os.fsdecode(destination)
+        try:
+            left = DirectoryLayer(path)
+            mine, committed = left.has_inos, left.record is not None
+            left.close()
+            if mine and not committed:
+                shutil.rmtree(path)
+            elif not committed:
+                os.rmdir(path)
+        except OSError as error:
+            log.warning("%s: left by a commit that did not end: %s", path, error.strerror)
+        os.unlink(_FREEZE, dir_fd=self.fd(self.staging).n)
 
     def _let_go(self) -> None:
         super().close()

@@ -242,23 +242,17 @@ def _copy_up_regular(tree: TreeReader, n: FileNode, data: bool, limit: int | Non
             marks = Marks(ino=n.ino, metacopy=True, redirect=redirect)
         elif source is not None and st.st_size and limit != 0:
             copy_file(source, file, limit, st if whole else None)
-        upper.dress(file, st, marks)
-        if source is not None and whole:
-            for key in source.listxattr():
-                with tolerated(key):
-                    file.setxattr(key, source.getxattr(key))
-        else:
-            for key in home.layer.listxattr(home, lname):
-                with tolerated(key):
-                    file.setxattr(key, home.layer.getxattr(home, lname, key))
-        # What is cut off on the way has changed, the rest has not.
-        file.setattr(times=(st.st_atime_ns, st.st_mtime_ns if limit is None else time.time_ns()))
+        restaged = home.layer is upper  # a metacopy, whose metadata may change meanwhile
+        if not restaged:
+            _dress(upper, file, home, lname, st, marks, source if whole else None, limit)
         if source is not None and limit != 0 and not upper.volatile:
             file.fsync()
         with tree.lock:
-            if upper is not tree.upper or n.home is not home or n.lname != lname:
+            if upper is not tree.upper or n.home is not home or n.lname != lname or (restaged and n.names is not None):
                 _discard(tree, file)
                 return None
+            if restaged:
+                _dress(upper, file, home, lname, upper.stat(home, lname), marks, None, limit)
             if n.dead or n.parent is None:
                 _settle_dead(tree, n, file)
             else:
@@ -267,6 +261,30 @@ def _copy_up_regular(tree: TreeReader, n: FileNode, data: bool, limit: int | Non
         _discard(tree, file)
         raise
     return file
+
+
+def _dress(
+    upper: WritableLayer,
+    file: LayerFile,
+    home: LayerDir,
+    lname: bytes,
+    st: os.stat_result,
+    marks: Marks,
+    source: LayerFile | None,
+    limit: int | None,
+) -> None:
+    """Give the staged file the metadata of ``lname`` in ``home``; ``source``: the same, if it is open."""
+    upper.dress(file, st, marks)
+    if source is not None:
+        for key in source.listxattr():
+            with tolerated(key):
+                file.setxattr(key, source.getxattr(key))
+    else:
+        for key in home.layer.listxattr(home, lname):
+            with tolerated(key):
+                file.setxattr(key, home.layer.getxattr(home, lname, key))
+    # What is cut off on the way has changed, the rest has not.
+    file.setattr(times=(st.st_atime_ns, st.st_mtime_ns if limit is None else time.time_ns()))
 
 
 def _copy_up_special(tree: TreeReader, n: FileNode) -> None:
@@ -344,7 +362,7 @@ def _settle_dead(tree: TreeReader, n: FileNode, file: LayerFile) -> None:
 
 
 def _complete(tree: TreeReader, n: FileNode) -> None:
-    """Bring the bytes to a metacopy in the upper: it stays a metacopy until they are all there. One try."""
+    """Bring the bytes to a metacopy with several names: it stays a metacopy until they are all there. One try."""
     with tree.lock:
         if n.dead:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), n.name)

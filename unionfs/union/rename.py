@@ -8,14 +8,13 @@ shows; then one rename(2) is the step. The tree's lock is held in every call.
 from __future__ import annotations
 
 import errno
-import stat
 from typing import TYPE_CHECKING
 
 import attrs
 
-from unionfs.layer.protocol import DT_LNK, DT_REG, LayerDir, Marks
+from unionfs.layer.protocol import DT_DIR, DT_LNK, DT_REG, LayerDir, Marks
 from unionfs.types import RENAME_EXCHANGE, RENAME_NOREPLACE
-from unionfs.union.copyup import copy_up_at_once, copy_up_dir
+from unionfs.union.copyup import copy_metadata, copy_up_at_once, copy_up_dir
 from unionfs.union.node import DirNode, FileNode, Node
 from unionfs.union.reader import fail
 
@@ -121,12 +120,13 @@ def move(tree: Tree, n: Node, d: DirNode, name: bytes, n2: Node | None, d2: DirN
         upper.rename(home, name, home2, name2, RENAME_WHITEOUT if lower else 0)
     if lower2:
         tree.shadow(d2).add(name2)
+    # At no time is a name missing for those who look without the lock.
+    _moved(tree, n, d, name, d2, name2, home2)
     if isinstance(n2, DirNode):
         tree.lost_dir(n2, d2, name2)
     elif isinstance(n2, FileNode):
         tree.lost(n2, d2, name2, last)
     tree.entries(d).pop(name, None)
-    _moved(tree, n, d, name, d2, name2, home2)
     tree.entry_changed(d, name)
 
 
@@ -137,10 +137,9 @@ def _blank(tree: Tree, n: DirNode, home: LayerDir, name: bytes) -> None:
     if not upper.scan(place):
         return
     temp = upper.temp_name()
-    st = upper.stat(place, b".")
-    upper.mkdir(upper.staging, temp, stat.S_IMODE(st.st_mode))
+    upper.mkdir(upper.staging, temp, 0o700)
     upper.set_marks(upper.staging, temp, Marks(opaque=True, ino=n.ino))
-    upper.setattr(upper.staging, temp, mode=stat.S_IMODE(st.st_mode), uid=st.st_uid, gid=st.st_gid)
+    copy_metadata(upper, place, b".", upper.stat(place, b"."), upper, upper.staging, temp)
     upper.rename(upper.staging, temp, home, name, RENAME_EXCHANGE)
     upper.clear(upper.staging, temp)
     n.srcs = [home.child(name)]
@@ -165,7 +164,6 @@ def _moved(tree: Tree, n: Node, d: DirNode, name: bytes, d2: DirNode, name2: byt
         place = tree.sources(n)[0]
         place.parent, place.name = home2, name2
         n.parent, n.name = d2, name2
-        tree.cache.clear()
     else:
         assert isinstance(n, FileNode)
         if n.handle is None and (n.names is None or n.lname == name):
@@ -175,7 +173,7 @@ def _moved(tree: Tree, n: Node, d: DirNode, name: bytes, d2: DirNode, name2: byt
         else:
             n.drop_name(d, name)
             n.add_name(d2, name2, True)
-        if n.kind == DT_LNK:
-            tree.cache.clear()
-    tree.touched(n)
     tree.put(d2, name2, n)
+    tree.touched(n)
+    if n.kind in (DT_DIR, DT_LNK):
+        tree.paths_changed()
