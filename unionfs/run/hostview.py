@@ -31,7 +31,7 @@ def open_view(
     real = real_directories()
     mountpoints = MemoryLayer.from_dict({path[1:]: {} for path in real}, label="mountpoints", read_only=True)
     return UnionFS(
-        lower=[*above, "/", mountpoints],
+        lower=[*above, mountpoints, "/"],
         upper=upper,
         work=work,
         hide=[*hide, *real],
