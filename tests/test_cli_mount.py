@@ -65,6 +65,10 @@ def failure_of_listing(directory: Path) -> int | None:
     return None
 
 
+def until_gone(pid: int) -> None:
+    until(lambda: not alive(pid))
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
@@ -161,7 +165,7 @@ def test_sigterm_to_the_daemon_unmounts(top: Path, words: list[object]) -> None:
     pid = json.loads(ok(*words, "--json"))["pid"]
     (top / "mnt/new").touch()
     os.kill(pid, signal.SIGTERM)
-    until(lambda: not alive(pid))
+    until_gone(pid)
     assert os.listdir(top / "mnt") == []
     ok(*words)
     ok("umount", top / "mnt")
@@ -175,7 +179,7 @@ def test_sigterm_to_a_busy_daemon(top: Path, words: list[object]) -> None:
         assert file.read() == b"a"
         file.write(b"b")
         assert alive(pid)
-    until(lambda: not alive(pid))
+    until_gone(pid)
     assert (top / "up/in-a").read_text() == "ab"
     assert f"({os.getpid()})" in (top / "log").read_text()
 
@@ -191,7 +195,7 @@ def test_a_killed_daemon(top: Path, words: list[object]) -> None:
     assert (top / "mnt/new").read_text() == "kept"
     pid = json.loads(done.stdout)["pid"]
     os.kill(pid, signal.SIGKILL)
-    until(lambda: not alive(pid))
+    until_gone(pid)
     ok("umount", top / "mnt")
     assert os.listdir(top / "mnt") == []
 
@@ -224,23 +228,28 @@ def test_umount_of_a_busy_mount(top: Path, words: list[object]) -> None:
         fails_with(run("umount", top / "mnt"), "in use by", f"({os.getpid()})")
         ok("umount", "--lazy", top / "mnt")
         assert file.read() == "b"
-    until(lambda: not alive(pid))
+    until_gone(pid)
     ok(*words)
     assert run("umount", ".", cwd=top / "mnt").returncode == 0
 
 
 @pytest.mark.root
 def test_umount_of_what_another_namespace_shows(top: Path, words: list[object]) -> None:
-    pid = json.loads(ok(*words, "--json"))["pid"]
-    other = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo; exec sleep 60"]
-    with subprocess.Popen(other, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        fails_with(run("umount", top / "mnt"), "another mount namespace still shows it", f"pid {pid}")
-        process.kill()
-    until(lambda: not alive(pid))
-    ok(*words)
-    ok("umount", top / "mnt")
+    for use in ("", "cd mnt;"):
+        pid = json.loads(ok(*words, "--json"))["pid"]
+        other = ["unshare", "--mount", "--propagation", "private", "sh", "-c", f"{use} echo; exec sleep 60"]
+        with subprocess.Popen(other, stdout=subprocess.PIPE, cwd=top) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            if use:
+                words_said = ("another mount namespace still shows it", f"in use by sleep ({process.pid})")
+                fails_with(run("umount", top / "mnt"), *words_said)
+                assert alive(pid)
+            else:
+                ok("umount", top / "mnt")
+                assert not alive(pid)
+            process.kill()
+        until_gone(pid)
 
 
 def test_umount_of_what_is_no_union(top: Path) -> None:

@@ -382,10 +382,14 @@ def test_mount_from_a_thread(fs: UnionFS, mnt: Path) -> None:
     os.close(write)
 
 
-def test_users_of(scratch: Path) -> None:
-    with subprocess.Popen(["sleep", "60"], cwd=scratch) as process:
-        deadline = time.monotonic() + 10
-        while not mountinfo.users_of(str(scratch)) and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert mountinfo.users_of(str(scratch)) == [f"sleep ({process.pid})"]
-        process.kill()
+def test_users_of(fs: UnionFS, mnt: Path) -> None:
+    with unionfs.mount.mount(fs, mnt):
+        entry = mountinfo.mount_at(str(mnt))
+        assert entry is not None
+        assert mountinfo.users_of(entry.device) == []
+        with subprocess.Popen(["sleep", "60"], cwd=mnt) as process:
+            deadline = time.monotonic() + 10
+            while not (users := mountinfo.users_of(entry.device)) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert users == [f"sleep ({process.pid})"]
+            process.kill()

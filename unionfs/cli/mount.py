@@ -162,5 +162,8 @@ def umount(mountpoint: str, lazy: bool, as_json: bool) -> None:
 
 def _still_waiting(seen: runtime.Watch) -> None:
     if seen.serves():
-        raise MountError(errno.EBUSY, f"{SHOWN_ELSEWHERE} (pid {seen.record.pid})", seen.record.mountpoint)
+        if users := mountinfo.users_of(seen.record.device):
+            raise MountError(errno.EBUSY, f"{SHOWN_ELSEWHERE}, in use by {', '.join(users)}", seen.record.mountpoint)
+        seen.stop()  # A namespace only has it among its mounts, as any new one has a copy of all.
+        return
     click.echo(f"unionfs: waiting for pid {seen.record.pid} to write everything to disk", err=True)

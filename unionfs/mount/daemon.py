@@ -57,7 +57,8 @@ def serve(request: Request, announce: Callable[[runtime.Record], None]) -> None:
     """Mount, call ``announce`` when the mount answers, and return when it has ended and everything is on disk.
 
     SIGTERM, SIGINT and SIGHUP unmount; if the mount is busy it leaves the directory tree and is served until the last
-    user is done, or a second signal. To be called in the main thread. Raises ``UnionError`` and ``OSError``.
+    user is done. What is unmounted already, and shown or used elsewhere, ends by a signal. To be called in the main
+    thread. Raises ``UnionError`` and ``OSError``.
     """
     # The record goes last: who waits for it finds the union closed.
     with _StopSignals() as stop, contextlib.ExitStack() as held, contextlib.closing(_open(request)) as fs:
@@ -72,7 +73,7 @@ def serve(request: Request, announce: Callable[[runtime.Record], None]) -> None:
             mounted.unmount(lazy=True)
             raise
         threading.Thread(target=_tell_end, args=(mounted, stop), daemon=True).start()
-        _until_ended(mounted, stop)
+        _until_ended(mounted, device, stop)
 
 
 def _tell_end(mounted: Mount, stop: _StopSignals) -> None:
@@ -80,15 +81,13 @@ def _tell_end(mounted: Mount, stop: _StopSignals) -> None:
     stop.wake()
 
 
-def _until_ended(mounted: Mount, stop: _StopSignals) -> None:
-    asked = False
+def _until_ended(mounted: Mount, device: str, stop: _StopSignals) -> None:
     while not mounted.wait(0):
         if not stop.wait() or mounted.wait(0):
             continue
-        if asked:
-            log.warning("%s: stopped while in use", mounted.mountpoint)
+        if device not in [entry.device for entry in mountinfo.mounts()]:
+            log.warning("%s: unmounted here, and stopped for others", mounted.mountpoint)
             return
-        asked = True
         try:
             mounted.unmount()
         except MountError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+from collections.abc import Iterator
 
 import attrs
 
@@ -40,9 +41,9 @@ def _text(field: bytes) -> str:
     return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), field))
 
 
-def mounts() -> list[MountEntry]:
-    """All mounts; of several at one place the last is on top."""
-    with open("/proc/self/mountinfo", "rb") as file:
+def mounts(pid: str = "self") -> list[MountEntry]:
+    """All mounts that a process sees; of several at one place the last is on top."""
+    with open(f"/proc/{pid}/mountinfo", "rb") as file:
         lines = file.read().splitlines()
     found = []
     for line in lines:
@@ -77,26 +78,29 @@ def mount_at(mountpoint: str) -> MountEntry | None:
     return next((entry for entry in reversed(mounts()) if entry.mountpoint == mountpoint), None)
 
 
-def users_of(mountpoint: str, limit: int = 3) -> list[str]:
-    """Processes that keep the mount busy, as ``name (pid)``: those whose directory, root, program or files are in it.
+def users_of(device: str, limit: int = 3) -> list[str]:
+    """Processes that keep a file system busy, as ``name (pid)``: whose directory, root, program or files are in it.
 
-    Only what this process may see in ``/proc``; links are read there, the mount is not asked.
+    In all mount namespaces, as far as this process may look into ``/proc``. Links are read there, the file system is
+    not asked.
     """
-    inside = mountpoint.rstrip("/") + "/"
-    found = []
+    found: list[str] = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
-        links = [f"/proc/{pid}/{name}" for name in ("cwd", "root", "exe")]
         with contextlib.suppress(OSError):
-            links += [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
-        for link in links:
-            try:
-                target = os.readlink(link)
-            except OSError:
-                continue
-            if target == mountpoint or target.startswith(inside):
-                with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", "rb") as comm:
+            tops = [entry.mountpoint.rstrip("/") + "/" for entry in mounts(pid) if entry.device == device]
+            if tops and any(f"{target}/".startswith(tuple(tops)) for target in _places_of(pid)):
+                with open(f"/proc/{pid}/comm", "rb") as comm:
                     found.append(f"{os.fsdecode(comm.read()).strip()} ({pid})")
-                break
         if len(found) == limit:
             break
     return found
+
+
+def _places_of(pid: str) -> Iterator[str]:
+    """The paths of a process's directory, root, program and open files; of those that may be read."""
+    links = [f"/proc/{pid}/{name}" for name in ("cwd", "root", "exe")]
+    with contextlib.suppress(OSError):
+        links += [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
+    for link in links:
+        with contextlib.suppress(OSError):
+            yield os.readlink(link)

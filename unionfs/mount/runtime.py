@@ -12,6 +12,7 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import stat
 import tempfile
 import time
@@ -113,6 +114,11 @@ class Watch:
         with contextlib.suppress(OSError):
             return any(os.readlink(f"{fds}/{fd}") == "/dev/fuse" for fd in os.listdir(fds))
         return False
+
+    def stop(self) -> None:
+        """Tell the daemon to end. One that is mounted unmounts first; one that was unmounted ends at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.record.pid, signal.SIGTERM)
 
     def wait(self, patience: float, still_waiting: Callable[[], None]) -> None:
         """Return when the daemon has gone. ``still_waiting`` is called once, after ``patience`` seconds."""

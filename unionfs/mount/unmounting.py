@@ -30,7 +30,8 @@ def unmount(mountpoint: str, *, lazy: bool = False) -> None:
                 text = "not mounted" if error.errno == errno.EINVAL else error.strerror
                 raise MountError(error.errno, text, mountpoint) from None
         if time.monotonic() > deadline:
-            users = ", ".join(mountinfo.users_of(mountpoint))
+            entry = mountinfo.mount_at(mountpoint)
+            users = ", ".join(mountinfo.users_of(entry.device)) if entry is not None else ""
             raise MountError(errno.EBUSY, f"in use by {users}" if users else "in use", mountpoint)
         time.sleep(0.02)
 
