@@ -14,8 +14,9 @@ from random import Random
 
 import pytest
 
+from unionfs.layer import descriptors
 from unionfs.layer.directory import DirectoryLayer
-from unionfs.layer.protocol import LayerFile
+from unionfs.layer.protocol import DT_DIR, DT_REG, LayerFile
 from unionfs.layer.upper import UpperDirectory
 from unionfs.testing.oracle import Seen, snapshot
 from unionfs.testing.surfaces import TreeSurface
@@ -109,13 +110,13 @@ class Chaos:
             self.count[0] += 1
 
     def dir(self) -> DirNode:
-        d: Node = self.tree.root
+        d = self.tree.root
         for _ in range(self.rng.randrange(4)):
-            names = [name for name, _, kind in self.tree.listdir(d) if kind == 4 and not name.startswith(b"own")]  # type: ignore[arg-type]
-            if not names:
+            names = [name for name, _, kind in self.tree.listdir(d) if kind == DT_DIR and not name.startswith(b"own")]
+            below = self.tree.lookup(d, self.rng.choice(names)) if names else None
+            if not isinstance(below, DirNode):
                 break
-            d = self.tree.lookup(d, self.rng.choice(names))
-        assert isinstance(d, DirNode)
+            d = below
         return d
 
     def name(self) -> bytes:
@@ -123,7 +124,7 @@ class Chaos:
 
     def file(self) -> Node:
         d = self.dir()
-        names = [name for name, _, kind in self.tree.listdir(d) if kind == 8]
+        names = [name for name, _, kind in self.tree.listdir(d) if kind == DT_REG]
         return self.tree.lookup(d, self.rng.choice(names) if names else self.name())
 
     def create(self) -> None:
@@ -277,8 +278,8 @@ def test_random_operations(scratch: Path, layers: list[str], often: None, commit
 
 @pytest.fixture
 def tree(scratch: Path, layers: list[str]) -> Iterator[Tree]:
-    upper = UpperDirectory(scratch / "up", scratch / "work") if (scratch / "up").mkdir() is None else None
-    tree = Tree([DirectoryLayer(layer) for layer in layers], upper)
+    (scratch / "up").mkdir()
+    tree = Tree([DirectoryLayer(layer) for layer in layers], UpperDirectory(scratch / "up", scratch / "work"))
     yield tree
     tree.close()
 
@@ -350,10 +351,62 @@ def test_a_commit_while_a_file_is_being_copied_up(tree: Tree, monkeypatch: pytes
 
     def freeze() -> None:
         assert halt.there.wait(20)
-        tree.setattr(n, mode=0o700) if False else commit(tree)
+        commit(tree)
         halt.go_on.set()
 
     together(write, freeze, within=20)
     handle = tree.open(n, os.O_RDONLY)
     assert handle.pread(100, 0) == b"Winked"
     handle.close()
+
+
+def test_a_file_that_is_replaced_is_there_at_any_time(scratch: Path, layers: list[str], often: None) -> None:
+    (scratch / "up").mkdir()
+    end = time.monotonic() + 2
+    with UnionFS(lower=layers, upper=scratch / "up", work=scratch / "work") as fs:
+
+        def replace() -> None:
+            turn = 0
+            while time.monotonic() < end:
+                turn += 1
+                fs.write_text("/new", f"{turn}")
+                fs.replace("/new", "/a/one-low")
+
+        def look() -> None:
+            while time.monotonic() < end:
+                assert fs.exists("/a/one-low")
+                assert fs.stat("/a/one-low").st_size
+                with fs.open("/a/one-low") as file:
+                    number = os.fstat(file.fileno()).st_ino
+                    assert number == os.fstat(file.fileno()).st_ino
+                    assert file.read()
+
+        together(replace, look, look, within=20)
+
+
+def test_directories_that_change_places_are_never_taken_for_each_other(
+    scratch: Path, often: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where their descriptors were given up and are opened anew, name by name."""
+    monkeypatch.setattr(descriptors, "LIMIT", 1)
+    for name in "ab":
+        (scratch / f"up/{name}/in/side").mkdir(parents=True)
+        (scratch / f"up/{name}/in/side/file").write_text(name)
+    end = time.monotonic() + 2
+    with UnionFS(upper=scratch / "up", work=scratch / "work") as fs:
+        tree = fs.tree
+        nodes = {name: tree.resolve(b"%s/in/side" % name) for name in (b"a", b"b")}
+
+        def exchange() -> None:
+            while time.monotonic() < end:
+                fs.exchange("/a", "/b")
+
+        def look() -> None:
+            while time.monotonic() < end:
+                for name, d in nodes.items():
+                    assert isinstance(d, DirNode)
+                    handle = tree.open(tree.lookup(d, b"file"), os.O_RDONLY)
+                    assert handle.pread(10, 0) == name
+                    handle.close()
+
+        together(exchange, look, look, within=20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -130,6 +131,7 @@ class DirectoryLayer:
         self._lost_uids = owners.overflow_ids("/proc/self/uid_map") if unmapped_as_root else frozenset[int]()
         self._lost_gids = owners.overflow_ids("/proc/self/gid_map") if unmapped_as_root else frozenset[int]()
         self._listing = threading.Lock()
+        self.moving = threading.RLock()
         self._loses_ids = bool(self._lost_uids or self._lost_gids)
         self._uuid: bytes | None = None
         self._uuid_known = False
@@ -160,16 +162,18 @@ class DirectoryLayer:
             # A hard link between an upper and the one that takes its place.
             assert isinstance(d.layer, DirectoryLayer)
             return d.layer.fd(d)
-        below = [d]
-        while d.parent is not None:
-            d = d.parent
-            found = d.ref
-            if found is not None:
-                break
-            below.append(d)
-        for d in reversed(below):
-            found = self._open_dir(d, found)
-            KEPT.keep(d, found)
+        # What does not change has no chain of names that could move meanwhile.
+        with contextlib.nullcontext() if self.immutable else self.moving:
+            below = [d]
+            while d.parent is not None:
+                d = d.parent
+                found = d.ref
+                if found is not None:
+                    break
+                below.append(d)
+            for d in reversed(below):
+                found = self._open_dir(d, found)
+                KEPT.keep(d, found)
         assert found is not None
         return found
 

@@ -184,6 +184,10 @@ class MemoryLayer(StagedByName):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.label!r})"
 
+    @property
+    def moving(self) -> threading.RLock:
+        return self.lock
+
     # What files of this layer ask it
 
     def check_changeable(self, nlink: int = 1) -> None:

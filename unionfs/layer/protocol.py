@@ -12,6 +12,7 @@ A read-only layer never changes while it is in use; so answers about it may be k
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 from typing import Any, Protocol, runtime_checkable
 
 import attrs
@@ -168,6 +169,11 @@ class WritableLayer(Layer, Protocol):
     """Where copied-up hard links are kept by the handle of their origin ("index" in overlayfs.rst)."""
     volatile: bool
     """``fsync`` and ``sync`` do nothing."""
+
+    @property
+    def moving(self) -> AbstractContextManager[Any]:
+        """To be held by who moves a directory, until the ``LayerDir`` too has its new name: meanwhile no chain of names
+        is followed."""
 
     def temp_name(self) -> bytes:
         """A name that is not in ``staging`` yet."""

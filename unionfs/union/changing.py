@@ -16,7 +16,7 @@ from unionfs.union.handle import Handle
 from unionfs.union.naming import AnyPath, encoded, named, plain
 from unionfs.union.node import DirNode, Node
 from unionfs.union.reader import MAX_SYMLINKS, fail
-from unionfs.union.reading import Reading
+from unionfs.union.reading import Reading, replaced
 
 
 class Changing(Reading):
@@ -51,8 +51,13 @@ class Changing(Reading):
 
     def _handle(self, path: AnyPath, flags: int, permissions: int) -> Handle:
         tree = self.tree
-        if not flags & os.O_CREAT:
-            return tree.open(self._node(path), flags)
+        while not flags & os.O_CREAT:
+            n = self._node(path)
+            try:
+                return tree.open(n, flags)
+            except FileNotFoundError:
+                if not replaced(n):
+                    raise
         start: DirNode | None = None
         raw = encoded(self, path)
         for _ in range(MAX_SYMLINKS + 1):

@@ -73,16 +73,17 @@ def commit(
         record = _record(tree, message, author, created_by, created)
         _complete_links(tree)
         fresh = upper.begin_freeze(destination)
-        try:
-            writers = [n for n in tree.writers if not n.dead and n.home.layer is upper]
-            places = {id(n): _move_writer(tree, upper, fresh, n) for n in writers}
-            upper.finish_freeze(fresh, record)
-        except BaseException:
-            upper.drop_freeze(fresh)
-            raise
-        _go_on(tree, upper, fresh)
-        for n in writers:
-            _settle_writer(tree, n, places[id(n)])
+        with tree.moving():
+            try:
+                writers = [n for n in tree.writers if not n.dead and n.home.layer is upper]
+                places = {id(n): _move_writer(tree, upper, fresh, n) for n in writers}
+                upper.finish_freeze(fresh, record)
+            except BaseException:
+                upper.drop_freeze(fresh)
+                raise
+            _go_on(tree, upper, fresh)
+            for n in writers:
+                _settle_writer(tree, n, places[id(n)])
         return info(upper)
 
 

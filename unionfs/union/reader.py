@@ -6,6 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from unionfs.layer.protocol import DT_DIR, DT_LNK, DT_REG, Layer, LayerDir, LayerFile, WritableLayer
 from unionfs.union.handle import Handle
@@ -14,6 +15,9 @@ from unionfs.union.links import Links
 from unionfs.union.node import DirNode, FileNode, Node, Opened, Unknown
 from unionfs.union.pathcache import PathCache
 from unionfs.union.resolve import Code, Resolver, kind_of, merge, places, put_upper
+
+N = TypeVar("N", bound=Node)
+T = TypeVar("T")
 
 NAME_MAX = 255
 MAX_SYMLINKS = 40
@@ -69,6 +73,7 @@ class TreeReader:
         self.numbers = Numbers(layers)
         self.cache = PathCache()
         self.changes = 0
+        self.moves = 0
         self.links = Links(self)
         self.writers: set[FileNode] = set()
         self.orphans: set[FileNode] = set()
@@ -294,14 +299,30 @@ class TreeReader:
             return known
         changes = self.changes
         if isinstance(n, FileNode):
-            st = self._file_stat(n)
+            st = self.steadily(self._file_stat, n)
             keep = not n.uncached
         else:
-            st = self._dir_stat(n)
+            st = self.steadily(self._dir_stat, n)
             keep = True
         if keep and changes == self.changes:
             n.st = st
         return st
+
+    def steadily(self, look: Callable[[N], T], n: N) -> T:
+        """``look(n)``, which goes by the place where ``n`` stands: once more, with the lock, if something moved
+        meanwhile."""
+        moves = self.moves
+        if not moves & 1:
+            try:
+                found = look(n)
+            except OSError:
+                if moves == self.moves:
+                    raise
+            else:
+                if moves == self.moves:
+                    return found
+        with self.lock:
+            return look(n)
 
     def _file_stat(self, n: FileNode) -> os.stat_result:
         if n.nameless:
@@ -376,17 +397,25 @@ class TreeReader:
         """The target of a symbolic link. ``EINVAL`` for anything else."""
         if not isinstance(n, FileNode) or n.kind != DT_LNK:
             raise fail(errno.EINVAL, n.name)
-        return n.home.layer.readlink(n.home, n.lname)
+        return self.steadily(lambda n: n.home.layer.readlink(n.home, n.lname), n)
 
     def listxattr(self, n: Node) -> list[bytes]:
         """Names of extended attributes, overlayfs's own not among them."""
-        home, name = self.home_of(n)
-        return home.layer.listxattr(home, name)
+
+        def look(n: Node) -> list[bytes]:
+            home, name = self.home_of(n)
+            return home.layer.listxattr(home, name)
+
+        return self.steadily(look, n)
 
     def getxattr(self, n: Node, key: bytes) -> bytes:
         """The value of an extended attribute. ``ENODATA``, ``EOPNOTSUPP``."""
-        home, name = self.home_of(n)
-        return home.layer.getxattr(home, name, key)
+
+        def look(n: Node) -> bytes:
+            home, name = self.home_of(n)
+            return home.layer.getxattr(home, name, key)
+
+        return self.steadily(look, n)
 
     def statvfs(self) -> os.statvfs_result:
         """Room and limits, of the upper or else the topmost layer."""
@@ -432,7 +461,9 @@ class TreeReader:
         raise OSError(errno.EIO, str(missing), n.name) from missing
 
     def open_data(self, n: FileNode) -> LayerFile:
-        """Open the bytes of ``n``, where they are now, for reading."""
+        """Open the bytes of ``n``, where they are now, for reading. ``ENOENT`` when it has no name any more."""
+        if n.nameless and n.home.layer is self.upper:
+            raise fail(errno.ENOENT, n.name)
         home, name = self.data_of(n) or (n.home, n.lname)
         return home.layer.open(home, name, os.O_RDONLY)
 
@@ -451,9 +482,9 @@ class TreeReader:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             return self._open_to_write(n, flags)
         while True:
-            home = n.home
-            handle = Handle(self, n, flags, self.open_data(n))
-            if n.home is home:
+            home, data = n.home, self.data_of(n)
+            handle = Handle(self, n, flags, self.steadily(self.open_data, n))
+            if n.home is home and n.data is data:
                 return handle
             handle.close()  # Copied up in between.
 

@@ -11,7 +11,7 @@ from typing import AnyStr, overload
 from unionfs.layer.protocol import DT_DIR, DT_LNK, DT_REG
 from unionfs.types import DiskUsage
 from unionfs.union.naming import AnyPath, encoded, named, plain, told
-from unionfs.union.node import DirNode, Node
+from unionfs.union.node import DirNode, FileNode, Node
 from unionfs.union.reader import MAX_SYMLINKS, fail
 from unionfs.union.tree import Tree
 
@@ -20,6 +20,11 @@ _ERRORS = sys.getfilesystemencodeerrors()
 _NO_ENTRY = os.strerror(errno.ENOENT)
 # What os.path.exists and its like take for "no" (genericpath).
 _NO = (OSError, ValueError)
+
+
+def replaced(n: Node) -> bool:
+    """Whether what was found under a path has lost its name since; perhaps another has the name now."""
+    return isinstance(n, FileNode) and n.nameless
 
 
 class Reading:
@@ -129,8 +134,14 @@ class Reading:
         tree = self.tree
         changes = tree.changes
         try:
-            n = self._node(path, follow)
-            st = n.st or tree.stat(n)
+            while True:
+                n = self._node(path, follow)
+                try:
+                    st = n.st or tree.stat(n)
+                    break
+                except FileNotFoundError:
+                    if not replaced(n):
+                        raise
         except OSError as error:
             if error.errno == errno.ENOENT and follow and type(path) is str and changes == tree.changes:
                 tree.cache.keep_missing(path)

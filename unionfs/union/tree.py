@@ -233,8 +233,15 @@ class Tree(TreeReader):
 
     def put(self, d: DirNode, name: bytes, node: Node) -> None:
         self.entries(d)[name] = node
+        # First counted, then dropped: an answer that is kept just now is seen to be old (``Reading._stat``).
+        self.changes += 1
         self.cache.appeared()
         self.entry_changed(d, name)
+
+    def paths_changed(self) -> None:
+        """A directory or symbolic link has gone or moved."""
+        self.changes += 1
+        self.cache.clear()
 
     def entry_changed(self, d: DirNode, name: bytes) -> None:
         self.touched(d)
@@ -251,8 +258,9 @@ class Tree(TreeReader):
             if not isinstance(n, FileNode):
                 raise fail(errno.EISDIR, name)
             last = self.before_loss(n, d, name)
-            self._remove(d, name, self.has_name_in_upper(n, d, name))
-            self.lost(n, d, name, last)
+            with self.moving():
+                self._remove(d, name, self.has_name_in_upper(n, d, name))
+                self.lost(n, d, name, last)
 
     def rmdir(self, d: DirNode, name: bytes) -> None:
         """Remove an empty directory. ``ENOTDIR``, ``ENOTEMPTY``; ``EINVAL`` for ``.``."""
@@ -267,8 +275,9 @@ class Tree(TreeReader):
                 raise fail(errno.ENOTDIR, name)
             if self.entries(n):
                 raise fail(errno.ENOTEMPTY, name)
-            self._remove(d, name, self.in_upper(n), directory=True)
-            self.lost_dir(n, d, name)
+            with self.moving():
+                self._remove(d, name, self.in_upper(n), directory=True)
+                self.lost_dir(n, d, name)
 
     def _remove(self, d: DirNode, name: bytes, in_upper: bool, *, directory: bool = False) -> None:
         """Take the entry away on disk: what the upper has goes, what is below gets a whiteout."""
@@ -347,17 +356,28 @@ class Tree(TreeReader):
     def lost_dir(self, n: DirNode, d: DirNode, name: bytes) -> None:
         n.dead = True
         n.entries = {}
-        self.cache.clear()
         self._gone(d, name, n)
 
     def _gone(self, d: DirNode, name: bytes, n: Node) -> None:
-        self.entries(d).pop(name, None)
-        if n.kind == DT_LNK:
-            self.cache.clear()
+        entries = self.entries(d)
+        if entries.get(name) is n:
+            del entries[name]
+        if n.kind in (DT_DIR, DT_LNK):
+            self.paths_changed()
         self.touched(n)
         self.entry_changed(d, name)
 
     # Entries that move
+
+    @contextlib.contextmanager
+    def moving(self) -> Iterator[None]:
+        """While names change, on disk and then here, who reads without the lock is warned (``TreeReader.steadily``)."""
+        with self.writable().moving:
+            self.moves += 1
+            try:
+                yield
+            finally:
+                self.moves += 1
 
     def rename(self, d: DirNode, name: bytes, d2: DirNode, name2: bytes, flags: int = 0) -> None:
         """rename(2), with ``RENAME_NOREPLACE`` or ``RENAME_EXCHANGE``. No tree is copied: a merged directory gets a
@@ -383,11 +403,12 @@ class Tree(TreeReader):
             rename.check(n, d, n2, d2, name2, flags)
             if n is n2:
                 return
-            if flags == RENAME_EXCHANGE:
-                assert n2 is not None
-                rename.exchange(self, n, d, name, n2, d2, name2)
-            else:
-                rename.move(self, n, d, name, n2, d2, name2)
+            with self.moving():
+                if flags == RENAME_EXCHANGE:
+                    assert n2 is not None
+                    rename.exchange(self, n, d, name, n2, d2, name2)
+                else:
+                    rename.move(self, n, d, name, n2, d2, name2)
 
     # Metadata and data
 
