@@ -151,13 +151,10 @@ class Demo:
             tell(f"merged  {self.scratch.merged}")
             with get_engine().mount(fs, self.scratch.merged, MountOptions(sole=True, source="unionfs-demo")) as mounted:
                 tell(f"Mounted through FUSE (engine {mounted.engine}), for this process and its children only.")
-                shell.start(self.scratch.merged)
-                try:
+                with shell.inside(self.scratch.merged):
                     program = self._changes(shell)
                     self._diff(fs, before, fingerprints(parts))
                     self._layers(shell, fs, program)
-                finally:
-                    shell.end()
         self._first_state(program)
         if fingerprints(parts) != before:
             raise UnionError("the host changed while the demonstration ran")

@@ -21,9 +21,27 @@ class Session:
         self._command = command
         self._line, self._status, self._output = line, status, output
 
-    def start(self, root: str) -> None:
-        """Begin in this merged root, with what is the running system's bound into it."""
+    @contextlib.contextmanager
+    def inside(self, root: str) -> Iterator[None]:
+        """It runs in this merged root, with what is the running system's bound into it, until the block ends.
+
+        An error in the block ends what the shell is doing too.
+        """
         self._command.start(root, real_directories())
+        try:
+            yield
+        except BaseException:
+            self._command.stop()
+            raise
+        finally:
+            self.close()
+            self._command.wait()
+
+    def close(self) -> None:
+        """No line comes any more. Nothing happens the second time."""
+        if self._line >= 0:
+            os.close(self._line)
+            self._line = -1
 
     def run(self, line: str) -> tuple[int, str]:
         """Run a line; its exit status and what it printed. Raises ``UnionError`` when the shell has gone."""
@@ -44,15 +62,6 @@ class Session:
             said += block
         return int(status), said.decode(errors="replace")
 
-    def end(self) -> None:
-        """End the shell and all that it left running. Nothing happens the second time."""
-        if self._line < 0:
-            return
-        os.close(self._line)
-        self._line = -1
-        if self._command.started:
-            self._command.wait()
-
 
 @contextlib.contextmanager
 def session() -> Iterator[Session]:
@@ -69,4 +78,4 @@ def session() -> Iterator[Session]:
             try:
                 yield shell
             finally:
-                shell.end()
+                shell.close()

@@ -94,6 +94,10 @@ class Command:
 
     # The parent's side
 
+    def stop(self) -> None:
+        """Have it and all its descendants end (SIGTERM); ``wait`` for it then."""
+        _kill(_descendants(), signal.SIGTERM)
+
     def wait(self) -> Ended:
         """Wait until it has ended, pass signals on to it, then end what it left running."""
         waited_for = PASSED_ON | _STOPS | {signal.SIGCHLD}

@@ -146,3 +146,8 @@ def _enter_mount_namespace(user_namespace: bool) -> None:
     except PermissionError:
         text = _HOW_TO_PERMIT if user_namespace else "root lacks the capability to mount (CAP_SYS_ADMIN)"
         raise MountError(errno.EPERM, text, "try") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        text = "the root of this chroot is no mount point; outside of it, mount --bind the directory onto itself"
+        raise MountError(errno.EINVAL, text, "try") from None
