@@ -7,7 +7,7 @@ import re
 import stat
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 import unionfs
 from tests.support import REPO, AsUser
 from tests.trying import UNIONFS, arguments, our_mounts, report, run, running, seen, start
+from unionfs.run.idmap import subordinate
 
 pytestmark = [pytest.mark.fuse]
 root = pytest.mark.root
@@ -413,6 +414,49 @@ def test_a_users_layer_records_what_the_user_may_not_set(as_user: AsUser, user: 
         assert not fs.exists("/etc/motd")
         assert stat.S_IMODE(fs.stat("/etc/hosts").st_mode) == 0
         assert fs.history()[0].created_by.startswith("sh -c")
+
+
+class WithSubordinateIds(AsUser):
+    """A user with a name, and with 65536 subordinate ids from 200000 on."""
+
+    def _script(self, command: Sequence[str], fuse: bool) -> str:
+        lines = []
+        for table, line in (
+            ("passwd", f"someone:x:{self.uid}:{self.gid}::/tmp:/bin/sh"),
+            ("subuid", "someone:200000:65536"),
+            ("subgid", "someone:200000:65536"),
+        ):
+            mine = self.scratch / table
+            mine.write_text((Path("/etc/passwd").read_text() if table == "passwd" else "") + f"{line}\n")
+            lines.append(f"mount --bind {mine} /etc/{table}")
+        return "\n".join([*lines, super()._script(command, fuse)])
+
+
+@root
+@pytest.mark.userns
+@pytest.mark.needs("newuidmap", "setpriv")
+def test_with_subordinate_ids_a_user_has_other_users_too() -> None:
+    if not (Path("/etc/subuid").exists() and Path("/etc/subgid").exists()):
+        pytest.skip("not applicable: no /etc/subuid to mount over")
+    script = """
+        touch own other; chown 33:34 other; stat -c %u:%g own other
+        setpriv --reuid 33 --regid 34 --clear-groups sh -c 'id -u; touch /tmp/theirs; stat -c %u /tmp/theirs'
+    """
+    with WithSubordinateIds() as user:
+        done = user.run([*UNIONFS, "try", "--keep", "layer", "--", "sh", "-ec", script], fuse=True)
+        kept = user.scratch / "layer" / str(user.scratch)[1:] / "other"
+        assert (kept.stat().st_uid, kept.stat().st_gid) == (200032, 200033)
+        assert not (user.scratch / "other").exists()
+    assert done.stdout.split() == ["0:0", "33:34", "33", "33"]
+    assert "one user only" not in done.stderr
+
+
+def test_subordinate_ids_are_read_as_subuid_5_has_them(tmp_path: Path) -> None:
+    table = tmp_path / "subuid"
+    table.write_text("other:1:2\nme:100000:65536\n1000:300000:10\nme:bad:1\nme:1\n\n")
+    ranges = subordinate(str(table), {"me", "1000"})
+    assert [str(found) for found in ranges] == ["1 100000 65536", "65537 300000 10"]
+    assert subordinate(str(tmp_path / "none"), {"me"}) == ()
 
 
 @pytest.mark.userns

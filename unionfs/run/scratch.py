@@ -146,6 +146,17 @@ def check_place(directory: str) -> None:
             raise LayerError(
                 errno.EINVAL, f"the changes can't be kept below {real}, which the view shows as it is", path
             )
+    new = not os.path.lexists(path)
+    try:
+        _check_writable(path)
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):
+                os.rmdir(path)
+        raise
+
+
+def _check_writable(path: str) -> None:
     try:
         os.makedirs(path, mode=0o700, exist_ok=True)
         st = os.stat(path)
