@@ -502,12 +502,22 @@ class UpperDirectory(StagedByName, DirectoryLayer):
             mine, committed = left.has_inos, left.record is not None
             left.close()
             if mine and not committed:
+                self._take_back(destination)
                 shutil.rmtree(path)
             elif not committed:
                 os.rmdir(path)
         except OSError as error:
             log.warning("%s: left by a commit that did not end: %s", path, error.strerror)
         os.unlink(_FREEZE, dir_fd=self.fd(self.staging).n)
+
+    def _take_back(self, waiting: bytes) -> None:
+        """The inodes of open writers, which were given names there, take their places here again."""
+        for top, _, names in os.walk(waiting):
+            here = os.path.join(os.fsencode(self.path), os.path.relpath(top, waiting))
+            for name in names:
+                st = os.stat(here)
+                os.rename(os.path.join(top, name), os.path.join(here, name))
+                os.utime(here, ns=(st.st_atime_ns, st.st_mtime_ns))
 
     def _let_go(self) -> None:
         super().close()

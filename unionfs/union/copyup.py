@@ -191,7 +191,7 @@ def copy_up_file(tree: TreeReader, n: FileNode, *, data: bool = True, limit: int
                 break
             upper = tree.upper
             try:
-                if n.home.layer is upper and (limit is None or n.names is not None):
+                if n.home.layer is upper and n.names is not None:
                     _complete(tree, n)
                 elif n.kind == DT_REG:
                     file = _copy_up_regular(tree, n, data, limit)
