@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,30 +62,17 @@ class Turns(Arena):
 
     def subject(self) -> Surface:
         self.kernel = not self.kernel
-        self.unmount()
+        self.unmount_kernel()
         if self.freezes:
             self.freeze()
             self.freezes = False
         if not self.kernel:
             return super().subject()
         self.close_tree()
-        where = f"{self.top}/merged"
-        os.makedirs(where, exist_ok=True)
-        layers = ":".join(layer.path for layer in self.layers())
-        options = f"lowerdir={layers},upperdir={self.top}/upper,workdir={self.top}/work,{self.modes}"
-        subprocess.run(["mount", "-t", "overlay", "-o", options, "overlay", where], check=True)
-        return HostSurface(where)
-
-    def unmount(self) -> None:
-        if os.path.ismount(f"{self.top}/merged"):
-            subprocess.run(["umount", f"{self.top}/merged"], check=True)
+        return self.mount_kernel(self.modes)
 
     def unkept(self, seen: Seen) -> bool:
         return self.kernel  # It keeps what it likes.
-
-    def close(self) -> None:
-        self.unmount()
-        super().close()
 
 
 def is_foreign(op: Op) -> bool:
@@ -160,7 +146,7 @@ class Shown(Turns):
             return TreeSurface(self.tree())
         shown = differences(snapshot(HostSurface(f"{self.top}/plain")), snapshot(HostSurface(f"{self.top}/merged")))
         assert shown == [], "the kernel shows something else"
-        self.unmount()
+        self.unmount_kernel()
         self.kernel = False
         return TreeSurface(self.tree())
 
