@@ -195,19 +195,25 @@ class DirectoryLayer:
         fd = self.fd(d)
         entries: dict[bytes, int] = {}
         odd = False
-        # Threads that list one directory at once would share its position (fdopendir(3)).
-        with self._listing, os.scandir(fd.n) as found:
-            for entry in found:
-                name = entry.name.encode(_ENCODING, _ERRORS)
-                if entry.is_file(follow_symlinks=False):
-                    entries[name] = DT_REG
-                elif entry.is_dir(follow_symlinks=False):
-                    entries[name] = DT_DIR
-                elif entry.is_symlink():
-                    entries[name] = DT_LNK
-                else:
-                    entries[name] = 0
-                    odd = True
+        try:
+            # Threads that list one directory at once would share its position (fdopendir(3)).
+            with self._listing, os.scandir(fd.n) as found:
+                for entry in found:
+                    name = entry.name.encode(_ENCODING, _ERRORS)
+                    if entry.is_file(follow_symlinks=False):
+                        entries[name] = DT_REG
+                    elif entry.is_dir(follow_symlinks=False):
+                        entries[name] = DT_DIR
+                    elif entry.is_symlink():
+                        entries[name] = DT_LNK
+                    else:
+                        entries[name] = 0
+                        odd = True
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            # Opened with O_PATH: it may be searched but not read.
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES)) from error
         if odd:
             for name in [name for name, dt in entries.items() if not dt]:
                 kind = self.kind(d, name)
