@@ -231,6 +231,29 @@ def test_a_layer_is_not_kept_in_a_directory_that_holds_something(scratch: Path, 
 
 
 @root
+def test_what_cannot_be_kept_where_it_should_is_kept_elsewhere(scratch: Path, host: Path) -> None:
+    layer = host / "layer"
+    script = "touch made; echo ready; read x"
+    with start(scratch, "--keep", str(layer), "--", "sh", "-c", script, cwd=host) as process:
+        layer.mkdir()
+        (layer / "in the way").touch()
+        _, said = process.communicate("go\n", timeout=30)
+    assert process.returncode == 1
+    kept = re.search(r"kept as a layer: (.*)\n", said)
+    assert f"unionfs: {layer}: " in said
+    assert kept
+    assert (Path(kept[1]) / str(host / "made")[1:]).exists()
+
+
+@root
+def test_a_command_with_arguments_that_are_no_text_is_kept_with_its_history(scratch: Path, host: Path) -> None:
+    layer = scratch / "layer"
+    run(scratch, "--keep", str(layer), "--", "touch", "name\udcff", "x" * 200, cwd=host)
+    with unionfs.UnionFS(lower=[layer, "/"]) as fs:
+        assert fs.history()[0].created_by.startswith(r"touch 'name\udcff' xxx")
+
+
+@root
 def test_without_a_terminal_nothing_is_lost(scratch: Path, host: Path) -> None:
     done = run(scratch, "--", "sh", "-c", "echo text > file; exit 4", cwd=host, check=4)
     kept = re.fullmatch(r"unionfs: kept as a layer: (.*)", done.stderr.splitlines()[-1])

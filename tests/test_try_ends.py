@@ -148,7 +148,14 @@ def test_a_bad_scratch_directory_is_one_clear_line(scratch: Path, args: list[str
 
 
 @pytest.mark.parametrize(
-    "args", [["--apply", "--discard", "--", "true"], ["--force", "--", "true"], [], ["--sweep", "--", "true"]]
+    "args",
+    [
+        ["--apply", "--discard", "--", "true"],
+        ["--force", "--", "true"],
+        [],
+        ["--sweep", "--", "true"],
+        ["-m", "x" * 1501, "--", "true"],
+    ],
 )
 def test_wrong_usage(scratch: Path, args: list[str]) -> None:
     assert "Usage:" in run(scratch, *args, check=2).stderr

@@ -15,7 +15,7 @@ from typing import Literal
 import attrs
 import click
 
-from unionfs.cli.errors import PROGRAM
+from unionfs.cli.errors import PROGRAM, describe
 from unionfs.cli.present import as_json, count_of, lines, shown, summary
 from unionfs.errors import LayerError
 from unionfs.run import apply
@@ -34,6 +34,8 @@ OWN_FAILURE = 125
 """Exit status when we fail and not the command (chroot(1), env(1))."""
 NOT_APPLIED = 1
 """Exit status when the command succeeded, and not all of its changes could be applied or kept."""
+
+_MOST_OF_COMMAND = 250  # characters of it in a layer's history
 
 
 @attrs.frozen(kw_only=True)
@@ -114,7 +116,7 @@ class Trial:
             self._tell_changes()
             decision = self._decide(ended)
             if decision == "keep":
-                self._keep(fs, order.keep_at or self._default_layer(scratch))
+                self._keep(fs, scratch)
             elif decision == "apply":
                 self._apply(fs, scratch)
             elif self.changes:
@@ -134,9 +136,6 @@ class Trial:
         for line in lines(self.changes, everything=everything or self.order.everything):
             click.echo(line, err=True)
         say(summary(self.changes))
-
-    def _default_layer(self, scratch: Scratch) -> str:
-        return os.path.join(self.places.layers, scratch.id)
 
     # The decision
 
@@ -173,10 +172,24 @@ class Trial:
 
     # What becomes of the changes
 
-    def _keep(self, fs: UnionFS, path: str) -> None:
+    def _keep(self, fs: UnionFS, scratch: Scratch) -> None:
         order = self.order
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        fs.commit(path, message=order.message, author=order.author, created_by=shlex.join(order.command))
+        default = os.path.join(self.places.layers, scratch.id)
+        for path in filter(None, (order.keep_at, default)):
+            try:
+                os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+                fs.commit(
+                    path,
+                    message=_text(order.message),
+                    author=_text(order.author),
+                    created_by=_text(shlex.join(order.command))[:_MOST_OF_COMMAND],
+                )
+                break
+            except OSError as error:
+                if path == default:
+                    raise
+                self.outcome = "failed"
+                say(describe(error))
         os.sync()
         self.layer = path
         if self.outcome != "failed":
@@ -194,7 +207,7 @@ class Trial:
                 self._tell_problems("not all could be applied")
         if self.problems:
             self.outcome = "failed"
-            self._keep(fs, self._default_layer(scratch))
+            self._keep(fs, scratch)
         elif self.changes:
             self.outcome = "applied"
             self._tell("applied to the host")
@@ -214,6 +227,11 @@ class Trial:
             "problems": [attrs.asdict(problem) for problem in self.problems],
             "left_running": list(ended.left),
         }
+
+
+def _text(given: str) -> str:
+    """``given`` as it can be written in UTF-8: arguments of a command need not be."""
+    return given.encode(errors="backslashreplace").decode()
 
 
 def _check_new(path: str) -> None:

@@ -13,6 +13,8 @@ from unionfs.cli.trial import OWN_FAILURE, Decision, Order, Trial, say, sweep_aw
 from unionfs.mount.engine import AUTO, engine_names
 from unionfs.run.supervisor import supervise
 
+_MOST_TEXT = 1500  # bytes, that a commit's record has room for
+
 
 @click.command(name="try", context_settings={"allow_interspersed_args": False})
 @click.option(
@@ -54,7 +56,6 @@ def try_(
     /proc, /dev, /sys, /run, the network and processes are the host's own. As root it is root's view; for others it runs
     in a user namespace, where you are root over what is yours.
 
-    \b
     Exit status: the command's own (128+N if signal N ended it), 125 if the view can't be made, 126 if COMMAND can't be
     executed, 127 if it is not found; 1 if it succeeded and its changes could not all be applied or kept.
 
@@ -73,6 +74,8 @@ def try_(
         raise click.UsageError("--force goes with --apply")
     if bool(command) == sweep:
         raise click.UsageError("--sweep runs no command" if sweep else "which command? unionfs try -- COMMAND …")
+    if len(f"{message}{author}".encode(errors="backslashreplace")) > _MOST_TEXT:
+        raise click.UsageError(f"--message and --author may have {_MOST_TEXT:,} bytes")
     order = Order(
         command=command,
         decision=chosen[0] if chosen else None,

@@ -23,6 +23,7 @@ import attrs
 
 from unionfs._sys.filehandle import can_use_trusted
 from unionfs.errors import LayerError
+from unionfs.layer.owners import overflow_ids
 from unionfs.run.process import REAL
 
 _INFO = "run.json"
@@ -98,8 +99,10 @@ def _new_directory(base: str) -> str:
 def _dress(upper: str, root: str) -> None:
     """The upper's root is the union's: owner, mode, times and attributes as in the layer below."""
     st = os.stat(root)
-    with contextlib.suppress(PermissionError, OSError):
-        os.chown(upper, st.st_uid, st.st_gid)  # Refused where the owner is nobody this user namespace knows.
+    # Who this user namespace does not know is root in the view.
+    uid = 0 if st.st_uid in overflow_ids("/proc/self/uid_map") else st.st_uid
+    gid = 0 if st.st_gid in overflow_ids("/proc/self/gid_map") else st.st_gid
+    os.chown(upper, uid, gid)
     shutil.copystat(root, upper)
 
 
