@@ -171,7 +171,17 @@ def kept_times(upper: WritableLayer, d: LayerDir) -> Iterator[None]:
     """What is done to the entries of ``d`` does not show in its times."""
     before = upper.stat(d, b".")
     yield
-    upper.setattr(d, b".", times=(before.st_atime_ns, before.st_mtime_ns))
+    with afterwards("the times of a directory"):
+        upper.setattr(d, b".", times=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@contextlib.contextmanager
+def afterwards(what: str) -> Iterator[None]:
+    """The change is made: it is no failure of it when ``what`` can't be cleared up now. The next open does."""
+    try:
+        yield
+    except OSError as error:
+        log.warning("%s: not cleared up: %s", what, error)
 
 
 def copy_up_file(tree: TreeReader, n: FileNode, *, data: bool = True, limit: int | None = None) -> LayerFile | None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import attrs
 
 from unionfs.layer.protocol import DT_DIR, DT_REG, DT_WHT, LayerDir, Marks, WritableLayer
-from unionfs.union.copyup import kept_times
+from unionfs.union.copyup import afterwards, kept_times
 from unionfs.union.node import UNKNOWN, DirNode, FileNode
 
 if TYPE_CHECKING:
@@ -279,14 +279,16 @@ class Links:
         """Write the link count's distance down, where the object is kept in the index."""
         upper = self._upper()
         if n.handle is not None:
-            marks = upper.marks(n.home, n.lname)
-            upper.set_marks(n.home, n.lname, attrs.evolve(marks, nlink=b"U%+d" % n.nlink_delta))
+            with afterwards("a link count"):  # The one relative to the lower's is right too.
+                marks = upper.marks(n.home, n.lname)
+                upper.set_marks(n.home, n.lname, attrs.evolve(marks, nlink=b"U%+d" % n.nlink_delta))
 
     def forget(self, n: FileNode) -> None:
         """The object has no name left: it leaves the index."""
         if n.handle is not None:
             upper = self._upper()
-            upper.unlink(self._index(), n.handle)
+            with afterwards("a hard link without a name in the index"):
+                upper.unlink(self._index(), n.handle)
             self._indexed.discard(n.handle)
             n.handle = None
         for key in [key for key, node in self._nodes.items() if node is n]:

@@ -14,7 +14,7 @@ import attrs
 
 from unionfs.layer.protocol import DT_DIR, DT_LNK, DT_REG, LayerDir, Marks
 from unionfs.types import RENAME_EXCHANGE, RENAME_NOREPLACE
-from unionfs.union.copyup import copy_metadata, copy_up_at_once, copy_up_dir
+from unionfs.union.copyup import afterwards, copy_metadata, copy_up_at_once, copy_up_dir
 from unionfs.union.node import DirNode, FileNode, Node
 from unionfs.union.reader import fail
 
@@ -115,7 +115,8 @@ def move(tree: Tree, n: Node, d: DirNode, name: bytes, n2: Node | None, d2: DirN
         # A whiteout stands there: it changes places with the directory, and stays if it has something to hide.
         upper.rename(home, name, home2, name2, RENAME_EXCHANGE)
         if not lower:
-            upper.unlink(home, name)
+            with afterwards("a whiteout that hides nothing"):
+                upper.unlink(home, name)
     else:
         upper.rename(home, name, home2, name2, RENAME_WHITEOUT if lower else 0)
     if lower2:
@@ -141,7 +142,8 @@ def _blank(tree: Tree, n: DirNode, home: LayerDir, name: bytes) -> None:
     upper.set_marks(upper.staging, temp, Marks(opaque=True, ino=n.ino))
     copy_metadata(upper, place, b".", upper.stat(place, b"."), upper, upper.staging, temp)
     upper.rename(upper.staging, temp, home, name, RENAME_EXCHANGE)
-    upper.clear(upper.staging, temp)
+    with afterwards("an emptied directory"):
+        upper.clear(upper.staging, temp)
     n.srcs = [home.child(name)]
 
 

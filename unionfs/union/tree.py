@@ -12,7 +12,7 @@ from typing import TypeVar
 from unionfs.layer.protocol import DT_CHR, DT_DIR, DT_LNK, DT_REG, LayerDir, LayerFile, Marks, WritableLayer
 from unionfs.types import RENAME_EXCHANGE, RENAME_NOREPLACE
 from unionfs.union import rename
-from unionfs.union.copyup import copy_up_at_once, copy_up_dir, copy_up_file, is_copied_up, stage_area
+from unionfs.union.copyup import afterwards, copy_up_at_once, copy_up_dir, copy_up_file, is_copied_up, stage_area
 from unionfs.union.handle import Handle
 from unionfs.union.node import DirNode, FileNode, Node
 from unionfs.union.reader import NAME_MAX, TreeReader, fail
@@ -184,7 +184,8 @@ class Tree(TreeReader):
             if directory:
                 upper.set_marks(area, temp, Marks(opaque=True))
                 upper.rename(area, temp, home, name, RENAME_EXCHANGE)
-                upper.unlink(area, temp)  # the whiteout
+                with afterwards("a whiteout in staging"):
+                    upper.unlink(area, temp)
             else:
                 upper.rename(area, temp, home, name)
         except OSError:
@@ -192,7 +193,8 @@ class Tree(TreeReader):
             raise
         finally:
             if extra is not None:
-                self._discard(upper.staging, extra)
+                with afterwards("a directory in staging"):
+                    self._discard(upper.staging, extra)
         return home, made
 
     def _discard(self, d: LayerDir, name: bytes) -> None:
@@ -293,7 +295,8 @@ class Tree(TreeReader):
             upper.whiteout(upper.staging, temp)
             upper.rename(upper.staging, temp, home, name, RENAME_EXCHANGE if directory else 0)
             if directory:
-                upper.clear(upper.staging, temp)
+                with afterwards("a directory that went"):
+                    upper.clear(upper.staging, temp)
         elif directory:
             try:
                 upper.rmdir(home, name)
@@ -302,7 +305,8 @@ class Tree(TreeReader):
                     raise
                 # Only whiteouts are left in it.
                 upper.rename(home, name, upper.staging, temp)
-                upper.clear(upper.staging, temp)
+                with afterwards("a directory that went"):
+                    upper.clear(upper.staging, temp)
         else:
             upper.unlink(home, name)
 
