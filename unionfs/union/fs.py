@@ -13,16 +13,16 @@ from typing import NoReturn, Self, cast
 from unionfs.layer.protocol import Layer, WritableLayer
 from unionfs.types import LayerInfo
 from unionfs.union.commit import HistoryEntry, commit, history
+from unionfs.union.copying import Copying
 from unionfs.union.diff import Change, diff
 from unionfs.union.holders import layers_of
 from unionfs.union.naming import AnyPath, encoded, named
 from unionfs.union.paths import Segment, UnionPath
 from unionfs.union.stack import HostPath, open_layers
 from unionfs.union.tree import Tree
-from unionfs.union.walking import Walking
 
 
-class UnionFS(Walking):
+class UnionFS(Copying):
     """One tree from many layers.
 
     Reads go top-down: the first layer that has a name wins, directories merge. Changes go to the upper: an object is
