@@ -448,6 +448,15 @@ class UpperDirectory(StagedByName, DirectoryLayer):
         fresh.volatile, fresh.work, fresh._prefix = self.volatile, self.work, self._prefix
         fresh._privileged, fresh._counter, fresh._work_lock = self._privileged, self._counter, self._work_lock
         fresh._ids, fresh._tmpfile = self._ids, self._tmpfile
+        try:
+            self._prepare(fresh, path)
+        except BaseException:
+            fresh._let_go()
+            raise
+        return fresh
+
+    def _prepare(self, fresh: Self, path: str) -> None:
+        """Lock the waiting upper, and give it this one's areas and the metadata of its root."""
         fresh._upper_lock = Fd(os.open(path, _OPEN_DIR))
         _lock(fresh._upper_lock.n, path)
         assert self.index is not None
@@ -463,10 +472,10 @@ class UpperDirectory(StagedByName, DirectoryLayer):
         fresh.overrides = self.overrides
         fresh._sign(fresh._upper_lock.n)
         os.utime(fresh._upper_lock.n, ns=(st.st_atime_ns, st.st_mtime_ns))
-        return fresh
 
     def drop_freeze(self, fresh: WritableLayer) -> None:
         assert isinstance(fresh, UpperDirectory)
+        fresh._let_go()
         self._undo_freeze()
 
     def finish_freeze(self, fresh: WritableLayer, record: bytes) -> None:

@@ -40,6 +40,7 @@ class Links:
         self._tree = tree
         self._nodes: dict[tuple[int, int], FileNode] = {}
         self._indexed: set[bytes] = set()
+        self._relative: set[FileNode] = set()
         self.reload()
 
     def reload(self) -> None:
@@ -218,7 +219,10 @@ class Links:
         self._moved(n, handle, (parent, n.name), data)
         n.names[n.parent, n.name] = True
         self._remember(n, upper)
-        self.record(n)
+        if handle is not None:
+            self._relative.add(n)
+        with afterwards("a link count"):
+            self.record(n)
 
     def _keep(self, n: FileNode, temp: bytes, nlink: int) -> bytes | None:
         """Put the staged copy into the index, its link count relative to the lower's until it has its name."""
@@ -269,19 +273,26 @@ class Links:
                 nlink = self._tree.stat(n).st_nlink
                 marks = upper.marks(n.home, n.lname)
                 upper.set_marks(n.home, n.lname, attrs.evolve(marks, nlink=b"L%+d" % (nlink - below)))
+                self._relative.add(n)
         with kept_times(upper, parent):
             upper.link(n.home, n.lname, parent, name)
         n.names[d, name] = True
         n.nlink_delta -= 1
-        self.record(n)
+        with afterwards("a link count"):
+            self.record(n)
 
     def record(self, n: FileNode) -> None:
         """Write the link count's distance down, where the object is kept in the index."""
         upper = self._upper()
         if n.handle is not None:
-            with afterwards("a link count"):  # The one relative to the lower's is right too.
-                marks = upper.marks(n.home, n.lname)
-                upper.set_marks(n.home, n.lname, attrs.evolve(marks, nlink=b"U%+d" % n.nlink_delta))
+            marks = upper.marks(n.home, n.lname)
+            upper.set_marks(n.home, n.lname, attrs.evolve(marks, nlink=b"U%+d" % n.nlink_delta))
+        self._relative.discard(n)
+
+    def before_change(self, n: FileNode) -> None:
+        """The upper's link count and the union's are about to change together."""
+        if n in self._relative:
+            self.record(n)
 
     def forget(self, n: FileNode) -> None:
         """The object has no name left: it leaves the index."""

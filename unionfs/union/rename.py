@@ -79,8 +79,8 @@ def _ready_tomove(tree: Tree, n: Node, d: DirNode, name: bytes, onto_lower: bool
 def in_upper_by_name(tree: Tree, n: FileNode, d: DirNode, name: bytes) -> None:
     if n.names is not None and not n.names[d, name]:
         home = copy_up_dir(tree, d)
-        tree.links.link_up(n, d, name, home)
         tree.shadow(d).add(name)
+        tree.links.link_up(n, d, name, home)
 
 
 def fix_metacopy(tree: Tree, n: FileNode) -> None:

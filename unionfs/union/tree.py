@@ -137,6 +137,7 @@ class Tree(TreeReader):
                 raise fail(errno.ENOENT, name)
             rename.in_upper_by_name(self, n, n.parent, n.name)
             rename.fix_metacopy(self, n)
+            self.links.before_change(n)
             self._new(d, name, lambda parent, at: upper.link(n.home, n.lname, parent, at), None, None, None)
             self.links.new_link(n)
             n.add_name(d, name, True)
@@ -324,6 +325,7 @@ class Tree(TreeReader):
             if n.handle is not None:
                 # So that the name goes and the count falls in one step.
                 self.name_in_upper(n, d, name)
+                self.links.before_change(n)
             elif n.names[d, name]:
                 self._rehome(n, d, name)
         return last
