@@ -417,6 +417,7 @@ class UpperDirectory(StagedByName, DirectoryLayer):
         """See ``WritableLayer``. ``destination``: a path that does not exist yet, or an empty directory, on the upper's
         file system; by default the next free number in ``<upper>.layers``. Raises ``LayerError``."""
         self.check_writable()
+        self._undo_freeze()
         if destination is None:
             base = self.path + ".layers"
             os.makedirs(base, exist_ok=True)
@@ -493,7 +494,10 @@ class UpperDirectory(StagedByName, DirectoryLayer):
                 renameat2(fd.n, here[1], fd2.n, there[1], RENAME_EXCHANGE)
                 raise
         self.path, fresh.path = fresh.path, self.path
-        os.unlink(_FREEZE, dir_fd=self.fd(self.staging).n)
+        try:
+            os.unlink(_FREEZE, dir_fd=self.fd(self.staging).n)
+        except OSError as error:
+            log.warning("%s: the next open will clear what the commit left: %s", fresh.path, error.strerror)
         self.immutable = True
         del self._upper_lock, self._work_lock
 
@@ -503,21 +507,22 @@ class UpperDirectory(StagedByName, DirectoryLayer):
             destination = os.readlink(_FREEZE, dir_fd=self.fd(self.staging).n)
         except FileNotFoundError:
             return
-        if self.record is not None:
-            os.removexattr(self._upper_lock.n, self._key(whiteout.RECORD))
         path = os.fsdecode(destination)
         try:
-            left = DirectoryLayer(path)
-            mine, committed = left.has_inos, left.record is not None
-            left.close()
-            if mine and not committed:
-                self._take_back(destination)
-                shutil.rmtree(path)
-            elif not committed:
-                os.rmdir(path)
+            if os.path.isdir(path):
+                left = DirectoryLayer(path)
+                mine, committed = left.has_inos, left.record is not None
+                left.close()
+                if mine and not committed:
+                    self._take_back(destination)
+                    shutil.rmtree(path)
+                elif not committed:
+                    os.rmdir(path)
+            if self.record is not None:
+                os.removexattr(self._upper_lock.n, self._key(whiteout.RECORD))
+            os.unlink(_FREEZE, dir_fd=self.fd(self.staging).n)
         except OSError as error:
             log.warning("%s: left by a commit that did not end: %s", path, error.strerror)
-        os.unlink(_FREEZE, dir_fd=self.fd(self.staging).n)
 
     def _take_back(self, waiting: bytes) -> None:
         """The inodes of open writers, which were given names there, take their places here again."""
