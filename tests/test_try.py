@@ -364,6 +364,22 @@ def test_force_applies_all_the_same(scratch: Path, host: Path) -> None:
 
 
 @root
+@pytest.mark.parametrize("force", [False, True])
+def test_nothing_is_applied_through_a_symbolic_link_of_the_host(scratch: Path, host: Path, force: bool) -> None:
+    (host / "dir").mkdir()
+    (scratch / "elsewhere").mkdir()
+    flags = ["--apply", "--force"] if force else ["--apply"]
+    script = "echo ours > dir/new; echo ready; read x"
+    with start(scratch, *flags, "--", "sh", "-ec", script, cwd=host) as process:
+        (host / "dir").rmdir()
+        (host / "dir").symlink_to(scratch / "elsewhere")
+        process.communicate("go\n", timeout=30)
+    assert list((scratch / "elsewhere").iterdir()) == []
+    assert process.returncode == (0 if force else 1)
+    assert (host / "dir").is_symlink() == (not force)
+
+
+@root
 def test_what_cannot_be_applied_is_told_the_rest_is_done_and_nothing_deleted(scratch: Path, host: Path) -> None:
     for name in ("fixed", "plain"):
         (host / name).mkdir()

@@ -207,8 +207,16 @@ class _Application:
             yield self.links[n.ino]
         for d, name in list(n.names or ()):
             path = d.path.rstrip(b"/") + b"/" + name
-            if path not in self.touched and not any(path.startswith(other + b"/") for other in self.touched if other):
+            if not self._is_touched(path):
                 yield path
+
+    def _is_touched(self, path: bytes) -> bool:
+        """Whether ``path`` or a directory above it is among the changes."""
+        while path:
+            if path in self.touched:
+                return True
+            path = path.rpartition(b"/")[0]
+        return False
 
     def _dress_directory(self, path: bytes) -> None:
         fd, name = self.host.entry(self.places[path])
