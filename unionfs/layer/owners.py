@@ -14,6 +14,7 @@ from collections.abc import Iterable
 
 OVERRIDE = "user.containers.override_stat"
 
+_NOBODY = 0xFFFFFFFF  # (uid_t) -1 is no owner (chown(2)).
 _TYPES = {
     "file": stat.S_IFREG,
     "dir": stat.S_IFDIR,
@@ -40,6 +41,8 @@ def decode(value: bytes) -> tuple[int, int, int, int | None, int | None] | None:
         uid, gid, mode, *rest = value.decode().split(":")
         kind, *numbers = rest[0].split("-") if rest else ("",)
         rdev = os.makedev(int(numbers[0]), int(numbers[1])) if len(numbers) == 2 else None
+        if not (0 <= int(uid) < _NOBODY and 0 <= int(gid) < _NOBODY):
+            return None
         return int(uid), int(gid), int(mode, 8) & 0o7777, _TYPES.get(kind), rdev
     except (ValueError, IndexError, OverflowError):
         return None

@@ -376,6 +376,9 @@ class UpperDirectory(StagedByName, DirectoryLayer):
 
     def setxattr(self, d: LayerDir, name: bytes, key: bytes, value: bytes, flags: int = 0) -> None:
         fd = self._into(d)
+        if key == owners.OVERRIDE.encode():
+            # Who owns a file could give it to root, with the set-id bits.
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP), name)
         os.setxattr(self.proc(fd, name), whiteout.escape(key), value, flags, follow_symlinks=False)
 
     def removexattr(self, d: LayerDir, name: bytes, key: bytes) -> None:

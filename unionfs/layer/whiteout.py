@@ -9,9 +9,12 @@ one level down, as ``overlay.overlay.`` ("nesting overlayfs mounts").
 from __future__ import annotations
 
 import os
+import re
 import stat
 
 from unionfs.layer.protocol import NO_MARKS, Marks
+
+_NUMBER = re.compile(rb"[0-9a-f]{1,16}")
 
 TRUSTED = b"trusted.overlay."
 USER = b"user.overlay."
@@ -76,11 +79,8 @@ def decode(values: dict[bytes, bytes]) -> Marks:
     if not values:
         return NO_MARKS
     ino = None
-    if INO in values:
-        try:
-            ino = int(values[INO], 16)
-        except ValueError:
-            ino = None
+    if _NUMBER.fullmatch(values.get(INO, b"")):
+        ino = int(values[INO], 16) or None  # readdir(3) hides what has the number 0.
     return Marks(
         opaque=values.get(OPAQUE) == b"y",
         redirect=values.get(REDIRECT) or None,

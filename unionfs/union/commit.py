@@ -115,17 +115,18 @@ def info(layer: Layer) -> HistoryEntry:
     try:
         entry: dict[str, Any] = json.loads(raw)
         created = entry.get("created")
+        own, parent = entry.get("id"), entry.get("parent")
         return HistoryEntry(
             layer,
             layer.label,
-            id=entry.get("id"),
-            parent=entry.get("parent"),
+            id=None if own is None else str(own),
+            parent=None if parent is None else str(parent),
             created=None if created is None else dt.datetime.fromisoformat(created),
             author=str(entry.get("author", "")),
             comment=str(entry.get("comment", "")),
             created_by=str(entry.get("created_by", "")),
         )
-    except (ValueError, AttributeError, TypeError):
+    except (ValueError, AttributeError, TypeError, RecursionError):
         log.warning("%s: its commit record can't be read", layer.label)
         return HistoryEntry(layer, layer.label)
 
@@ -182,11 +183,15 @@ def _move_writer(
 
 def _directory_in(tree: Tree, upper: WritableLayer, fresh: WritableLayer, d: DirNode) -> LayerDir:
     """The directory of the fresh upper that will be ``d``'s, made with its metadata if need be."""
-    if d.parent is None:
-        return fresh.root
-    parent = _directory_in(tree, upper, fresh, d.parent)
-    there = parent.child(d.name)
-    if fresh.kind(parent, d.name) is None:
+    above: list[DirNode] = []
+    while d.parent is not None:
+        above.append(d)
+        d = d.parent
+    there = fresh.root
+    for d in reversed(above):
+        parent, there = there, there.child(d.name)
+        if fresh.kind(parent, d.name) is not None:
+            continue
         here = tree.sources(d)[0]
         st = upper.stat(here, b".")
         # Made in staging, where it inherits nothing.
@@ -224,10 +229,8 @@ def _settle_writer(tree: Tree, n: FileNode, places: list[tuple[DirNode, LayerDir
 
 def _adopt(tree: Tree, d: DirNode, there: LayerDir) -> None:
     """``there`` is the fresh upper's part of ``d`` from now on."""
-    sources = tree.sources(d)
-    if sources[0].layer is there.layer or d.parent is None:
-        return
-    sources.insert(0, there)
-    assert there.parent is not None
-    _adopt(tree, d.parent, there.parent)
-    tree.shadow(d.parent).add(d.name)
+    while d.parent is not None and tree.sources(d)[0].layer is not there.layer:
+        tree.sources(d).insert(0, there)
+        tree.shadow(d.parent).add(d.name)
+        assert there.parent is not None
+        d, there = d.parent, there.parent

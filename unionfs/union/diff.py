@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import attrs
 
@@ -70,9 +70,9 @@ def diff(tree: TreeReader, path: str = "/") -> Iterator[Change]:
     at = b"" if not start.strip(b"/") else b"/" + start.strip(b"/")
     sparse = at == b""
     if isinstance(new, DirNode) and isinstance(old, DirNode):
-        yield from comparison.directory(at, old, new, sparse)
+        yield from _flat(comparison.directory(at, old, new, sparse))
     else:
-        yield from comparison.entry(at, old, new, sparse)
+        yield from _flat(comparison.entry(at, old, new, sparse))
 
 
 def docker_lines(changes: Iterable[Change]) -> Iterator[str]:
@@ -87,6 +87,23 @@ def docker_lines(changes: Iterable[Change]) -> Iterator[str]:
             parent = os.path.dirname(parent)
     for path in sorted(lines, key=lambda path: path.split("/")):
         yield f"{lines[path]} {path}"
+
+
+Steps: TypeAlias = "Iterator[Change | Steps]"
+"""Changes, and in their place among them the changes of something below."""
+
+
+def _flat(steps: Steps) -> Iterator[Change]:
+    """All changes in order: ``yield from``, for trees that are deeper than Python's stack."""
+    stack = [steps]
+    while stack:
+        step = next(stack[-1], None)
+        if step is None:
+            stack.pop()
+        elif isinstance(step, Change):
+            yield step
+        else:
+            stack.append(step)
 
 
 def _find(tree: TreeReader, path: bytes) -> Node | None:
@@ -119,7 +136,7 @@ class _Comparison:
                         self.linked.setdefault(at.parent, set()).add(at.name)
                         at = at.parent
 
-    def directory(self, path: bytes, old: DirNode, new: DirNode, sparse: bool) -> Iterator[Change]:
+    def directory(self, path: bytes, old: DirNode, new: DirNode, sparse: bool) -> Steps:
         """The directory itself, then its entries. ``sparse``: its lower part is ``old``, so only the upper's can
         differ."""
         place = self.new.sources(new)[0]
@@ -135,32 +152,28 @@ class _Comparison:
             names = linked | (place.layer.scan(place).keys() if in_upper else set())
         else:
             names = {**self.old.entries(old), **self.new.entries(new)}
-        below: list[Change] = []
-        moved = False
-        for name in sorted(names):
-            before, after = _get(self.old, old, name), _get(self.new, new, name)
-            moved = moved or (before is None) != (after is None)
-            below.extend(self.entry(path + b"/" + name, before, after, sparse))
+        pairs = [(name, _get(self.old, old, name), _get(self.new, new, name)) for name in sorted(names)]
         what = self.metadata(old, new)
-        if moved:
+        if any((before is None) != (after is None) for _, before, after in pairs):
             what -= {"times"}
         if what:
             yield self.changed(path or b"/", old, new, what)
-        yield from below
+        for name, before, after in pairs:
+            yield self.entry(path + b"/" + name, before, after, sparse)
 
-    def entry(self, path: bytes, old: Node | None, new: Node | None, sparse: bool) -> Iterator[Change]:
+    def entry(self, path: bytes, old: Node | None, new: Node | None, sparse: bool) -> Steps:
         """One name, in either tree or both."""
         if new is None:
             if old is not None:
                 yield Change(os.fsdecode(path), "deleted", before=self.old.stat(old))
         elif old is None:
-            yield from self.added(path, new)
+            yield self.added(path, new)
         elif isinstance(new, DirNode) and isinstance(old, DirNode):
-            yield from self.directory(path, old, new, sparse)
+            yield self.directory(path, old, new, sparse)
         elif old.kind != new.kind:
             yield self.changed(path, old, new, {"type"})
             if isinstance(new, DirNode):
-                yield from self.content(path, new)
+                yield self.content(path, new)
         else:
             assert isinstance(old, FileNode)
             assert isinstance(new, FileNode)
@@ -176,7 +189,7 @@ class _Comparison:
         before, after = self.old.stat(old), self.new.stat(new)
         return Change(os.fsdecode(path), "changed", frozenset(what), before=before, after=after)
 
-    def added(self, path: bytes, new: Node) -> Iterator[Change]:
+    def added(self, path: bytes, new: Node) -> Steps:
         origin = None
         if isinstance(new, DirNode):
             place = self.new.sources(new)[0]
@@ -184,14 +197,14 @@ class _Comparison:
             origin = None if redirect is None else os.fsdecode(self.new.lower_path(new))
         yield Change(os.fsdecode(path), "added", renamed_from=origin, after=self.new.stat(new))
         if isinstance(new, DirNode):
-            yield from self.content(path, new)
+            yield self.content(path, new)
 
-    def content(self, path: bytes, new: DirNode) -> Iterator[Change]:
+    def content(self, path: bytes, new: DirNode) -> Steps:
         """All that is in a directory that was not there."""
         for name in sorted(self.new.entries(new)):
             child = _get(self.new, new, name)
             if child is not None:
-                yield from self.added(path + b"/" + name, child)
+                yield self.added(path + b"/" + name, child)
 
     def metadata(self, old: Node, new: Node) -> set[What]:
         before, after = self.old.stat(old), self.new.stat(new)

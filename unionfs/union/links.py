@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 from typing import TYPE_CHECKING
 
 import attrs
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from unionfs.union.reader import TreeReader
 
 log = logging.getLogger(__name__)
+
+_COUNT = re.compile(rb"[UL][+-][0-9]{1,9}")
 
 
 def _is_handle(name: bytes) -> bool:
@@ -169,9 +172,8 @@ class Links:
     def _read_count(self, n: FileNode, handle: bytes, marks: Marks, st: os.stat_result) -> None:
         """``U+1``: one more than the upper's inode has; ``L-1``: one less than the lower's. None is ``L+0``."""
         record = marks.nlink or b"L+0"
-        try:
-            distance = int(record[1:])
-        except ValueError:
+        distance = int(record[1:]) if _COUNT.fullmatch(record) else None
+        if distance is None:
             log.warning("%s: link count %r ignored", n.home.layer.label, record)
             return
         if record[:1] == b"U":

@@ -222,12 +222,19 @@ class TreeReader:
             if isinstance(n, DirNode) and n.srcs is not None:
                 home, lname = n.srcs[0], b"."
             marks = home.layer.marks(home, lname)
-            if marks.ino is not None:
+            if marks.ino is not None and not self._is_above(n, marks.ino):
                 n.ino = marks.ino
                 return
             if marks.origin is not None:
                 st = self._origin(n, marks.origin) or st
         n.ino = self.numbers.number(st)
+
+    def _is_above(self, n: Node, ino: int) -> bool:
+        """Whether a directory above ``n`` has this number: programs that walk a tree would see a loop (fts(3))."""
+        at = n.parent if n.kind == DT_DIR else None
+        while at is not None and at.ino != ino:
+            at = at.parent
+        return at is not None
 
     def _origin(self, n: Node, handle: bytes) -> os.stat_result | None:
         """What ``n`` was before overlayfs copied it up (overlayfs.rst, "inode properties"): that had the number."""
@@ -423,14 +430,15 @@ class TreeReader:
 
     def lower_path(self, d: DirNode) -> bytes:
         """The path of ``d`` in the layers below the upper: what a redirect says."""
-        if d.parent is None:
-            return b""
-        top = self.sources(d)[0]
-        if top.layer is self.upper:
-            redirect = top.layer.marks(top, b".").redirect
-            if redirect is not None:
-                return redirect if redirect.startswith(b"/") else self.lower_path(d.parent) + b"/" + redirect
-        return self.lower_path(d.parent) + b"/" + d.name
+        names: list[bytes] = []
+        while d.parent is not None:
+            top = self.sources(d)[0]
+            redirect = top.layer.marks(top, b".").redirect if top.layer is self.upper else None
+            names.append(redirect or d.name)
+            if redirect is not None and redirect.startswith(b"/"):
+                return b"/".join(reversed(names))
+            d = d.parent
+        return b"".join(b"/" + name for name in reversed(names))
 
     # Data
 
@@ -443,7 +451,7 @@ class TreeReader:
         return found
 
     def _find_data(self, n: FileNode) -> tuple[LayerDir, bytes] | None:
-        if n.kind != DT_REG or n.home.layer is self.resolver.layers[-1]:
+        if n.kind != DT_REG:
             return None
         names = [(n.parent, n.name), *(n.names or ())]
         for d, name in names:

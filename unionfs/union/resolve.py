@@ -22,6 +22,9 @@ A place counts from the bottom of the directory's sources, so that a new upper o
 """
 
 
+_MAX_NAMES = 1 << 16  # in the path of a redirect; they add up from layer to layer
+
+
 class Resolver:
     """The stack of layers, topmost first, and the rules."""
 
@@ -34,10 +37,9 @@ class Resolver:
         self._depth[id(layer)] = len(self.layers)
         self.layers.insert(0, layer)
 
-    def roots_below(self, layer: Layer) -> list[LayerDir]:
-        """The roots of the layers below ``layer``."""
-        depth = self._depth[id(layer)]
-        return [lower.root for lower in self.layers[len(self.layers) - depth :]]
+    def layers_below(self, layer: Layer) -> list[Layer]:
+        """The layers below ``layer``."""
+        return self.layers[len(self.layers) - self._depth[id(layer)] :]
 
     def roots(self) -> list[LayerDir]:
         """The directories that merge in the union's root: down to the first opaque root."""
@@ -57,10 +59,12 @@ class Resolver:
         ``None``: ask each. Empty where ``name`` is no directory.
         """
         found: list[LayerDir] = []
-        for i in range(len(parents)) if holders is None else holders:
+        ask = holders is None
+        todo = iter(range(len(parents)) if holders is None else holders)
+        while (i := next(todo, None)) is not None:
             parent = parents[i]
             layer = parent.layer
-            if holders is None:
+            if ask:
                 kind = layer.kind(parent, name)
                 if kind is None:
                     continue
@@ -73,30 +77,61 @@ class Resolver:
             marks = layer.marks(child, b".")
             if marks.opaque:
                 break
-            if marks.redirect is not None:
-                found += self.redirected(marks.redirect, layer, parents[i + 1 :])
+            redirect = marks.redirect
+            if redirect is None:
+                continue
+            if redirect.startswith(b"/"):
+                found += self.at_path(self.layers_below(layer), redirect)
                 break
+            if not _is_plain(redirect):
+                log.warning("%s: invalid redirect %r ignored", layer.label, redirect)
+                break
+            name, ask, todo = redirect, True, iter(range(i + 1, len(parents)))
         return found
 
-    def redirected(self, redirect: bytes, layer: Layer, below: Sequence[LayerDir]) -> list[LayerDir]:
-        """What merges below a directory of ``layer`` with this redirect; ``below``: its parent's lower directories."""
-        if redirect.startswith(b"/"):
-            return self.walk(self.roots_below(layer), redirect)
-        if _is_plain(redirect):
-            return self.children(below, redirect)
-        log.warning("%s: invalid redirect %r ignored", layer.label, redirect)
-        return []
+    def at_path(self, layers: Sequence[Layer], path: bytes) -> list[LayerDir]:
+        """The directories that merge at ``path`` in the union of ``layers``. Empty where there is no such directory.
 
-    def walk(self, dirs: list[LayerDir], path: bytes) -> list[LayerDir]:
-        """The directories that merge at ``path`` below the stack ``dirs``. Empty where there is no such directory."""
-        for name in path.split(b"/"):
-            if not name:
-                continue
-            if not _is_plain(name):
-                log.warning("invalid redirect %r ignored", path)
-                return []
-            dirs = self.children(dirs, name)
-        return dirs
+        Layer by layer, so that redirects, which give the layers below another path to go, cost no more than their
+        number; a walk name by name would follow each again for every name.
+        """
+        found: list[LayerDir] = []
+        names = [name for name in path.split(b"/") if name]
+        if not all(map(_is_plain, names)):
+            log.warning("invalid redirect %r ignored", path)
+            return found
+        for layer in layers:
+            d = layer.root
+            last = layer.marks(d, b".").opaque
+            below: list[bytes] = []
+            for i, name in enumerate(names):
+                kind = layer.kind(d, name)
+                if kind is None:
+                    below += names[i:]
+                    break
+                if kind != DT_DIR:
+                    return found
+                d = d.child(name)
+                marks = layer.marks(d, b".")
+                redirect = marks.redirect
+                if marks.opaque:
+                    last = True
+                elif redirect is None:
+                    below.append(name)
+                elif redirect.startswith(b"/"):
+                    below = [name for name in redirect.split(b"/") if name]
+                    last = False  # It leads out of an opaque directory too.
+                else:
+                    below.append(redirect)
+            else:
+                found.append(d)
+            if last:
+                break
+            if below != names and (len(below) > _MAX_NAMES or not all(map(_is_plain, below))):
+                log.warning("%s: invalid redirect on the way to %r ignored", layer.label, path[:200])
+                break
+            names = below
+        return found
 
     def data_of(
         self, home: LayerDir, name: bytes, below: Sequence[LayerDir], shown: bytes
@@ -114,7 +149,7 @@ class Resolver:
             redirect = marks.redirect
             if redirect is not None and redirect.startswith(b"/"):
                 parent, _, at_name = redirect.rpartition(b"/")
-                below = self.walk(self.roots_below(at.layer), parent)
+                below = self.at_path(self.layers_below(at.layer), parent)
             else:
                 at_name = redirect or (shown if at is home else at_name)
             if not _is_plain(at_name):
