@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
-from tests.arena import Setting, replay, run_seed, search
+import unionfs
+from tests.arena import Arena, Setting, replay, run_seed, search
 from tests.support import AsUser
 from unionfs.layer.protocol import Marks
 from unionfs.layer.trees import WHITEOUT, Entry, Link
 from unionfs.testing.operations import ACL, CAPABILITY, Op, Operations
 from unionfs.testing.oracle import differences, snapshot
 from unionfs.testing.stacks import Spec, merged, random_stack
-from unionfs.testing.surfaces import HostSurface
+from unionfs.testing.surfaces import HostSurface, PathSurface, Surface
 from unionfs.types import RENAME_EXCHANGE, RENAME_NOREPLACE
 
 CASES = int(os.environ.get("UNIONFS_ORACLE_CASES", "120"))
@@ -52,6 +53,35 @@ def test_tree(scratch: Path) -> None:
 def test_tree_with_commits(scratch: Path) -> None:
     setting = Setting(scratch, commits=True, steps=100)
     search(lambda seed: run_seed(setting, seed), CASES // 2)
+
+
+class PathArena(Arena):
+    """The subject is the path API."""
+
+    fs: unionfs.UnionFS | None = None
+
+    def subject(self) -> Surface:
+        self.close_tree()
+        lowers = self.layers()
+        self.fs = unionfs.UnionFS(lower=lowers, upper=f"{self.top}/upper", work=f"{self.top}/work")
+        return PathSurface(self.fs)
+
+    def commit(self) -> None:
+        assert self.fs is not None
+        self.fs.commit()
+
+    def close_tree(self) -> None:
+        if self.fs is not None:
+            self.fs.close()
+            self.fs = None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0 if LONG else 120)
+@pytest.mark.root
+def test_path_api(scratch: Path) -> None:
+    setting = Setting(scratch, kind=PathArena, commits=True)
+    search(lambda seed: run_seed(setting, seed), CASES)
 
 
 def unprivileged(top: str, commits: str, cases: str) -> None:

@@ -1,17 +1,21 @@
-"""Ways to a tree, all with the same methods: ``os`` below a directory, and the core."""
+"""Ways to a tree, all with the same methods: ``os`` below a directory, the core, the path API."""
 
 from __future__ import annotations
 
 import errno
 import os
 import stat
-from typing import Protocol
+from typing import IO, TYPE_CHECKING, Protocol
 
 from unionfs._sys.data import fallocate
 from unionfs._sys.rename import renameat2
+from unionfs.types import RENAME_EXCHANGE, RENAME_NOREPLACE
 from unionfs.union.handle import Handle
 from unionfs.union.node import DirNode, Node
 from unionfs.union.tree import Tree
+
+if TYPE_CHECKING:
+    from unionfs.union.fs import UnionFS
 
 SLOTS = 4
 """How many files a surface may have open for ``open`` … ``close``."""
@@ -344,3 +348,103 @@ class TreeSurface:
         handle = self.files.pop(slot, None)
         if handle is not None:
             handle.close()
+
+
+class PathSurface(TreeSurface):
+    """The path API. Files that stay open are the core's."""
+
+    def __init__(self, fs: UnionFS) -> None:
+        super().__init__(fs.tree)
+        self.fs = fs
+
+    @staticmethod
+    def _at(path: bytes) -> bytes:
+        return b"/" + path
+
+    def _whole(self, path: bytes, mode: str) -> IO[bytes]:
+        kind = stat.S_IFMT(self.fs.stat(self._at(path)).st_mode)
+        if kind not in (stat.S_IFREG, stat.S_IFDIR):
+            raise _error(errno.ENXIO, path)
+        return self.fs.open(self._at(path), mode, buffering=0)
+
+    def create(self, path: bytes, mode: int, data: bytes) -> None:
+        with self.fs.open(self._at(path), "xb", permissions=mode) as file:
+            file.write(data)
+
+    def write(self, path: bytes, offset: int, data: bytes) -> None:
+        with self._whole(path, "r+b") as file:
+            file.seek(offset)
+            file.write(data)
+
+    def append(self, path: bytes, data: bytes) -> None:
+        with self._whole(path, "ab") as file:
+            file.write(data)
+
+    def overwrite(self, path: bytes, data: bytes) -> None:
+        with self._whole(path, "wb") as file:
+            file.write(data)
+
+    def truncate(self, path: bytes, size: int) -> None:
+        self.fs.truncate(self._at(path), size)
+
+    def read(self, path: bytes) -> bytes:
+        with self._whole(path, "rb") as file:
+            return file.read()
+
+    def readlink(self, path: bytes) -> bytes:
+        return self.fs.readlink(self._at(path))
+
+    def listdir(self, path: bytes) -> dict[bytes, int]:
+        names = self.fs.listdir(self._at(path))
+        with self.fs.scandir(self._at(path)) as found:
+            listed = {entry.name: entry.stat(follow_symlinks=False).st_mode >> 12 for entry in found}
+        if sorted(listed) != sorted(map(os.fsencode, names)):
+            raise AssertionError(f"listdir says {names}, scandir {sorted(listed)}")
+        return listed
+
+    def lstat(self, path: bytes) -> os.stat_result:
+        return self.fs.lstat(self._at(path))
+
+    def chmod(self, path: bytes, mode: int) -> None:
+        self.fs.chmod(self._at(path), mode)
+
+    def chown(self, path: bytes, uid: int, gid: int) -> None:
+        self.fs.lchown(self._at(path), uid, gid)
+
+    def utime(self, path: bytes, atime_ns: int, mtime_ns: int) -> None:
+        self.fs.utime(self._at(path), ns=(atime_ns, mtime_ns), follow_symlinks=False)
+
+    def xattrs(self, path: bytes) -> dict[bytes, bytes]:
+        where = self._at(path)
+        keys = self.fs.listxattr(where, follow_symlinks=False)
+        return {os.fsencode(key): self.fs.getxattr(where, key, follow_symlinks=False) for key in keys}
+
+    def setxattr(self, path: bytes, key: bytes, value: bytes, flags: int) -> None:
+        self.fs.setxattr(self._at(path), key, value, flags, follow_symlinks=False)
+
+    def removexattr(self, path: bytes, key: bytes) -> None:
+        self.fs.removexattr(self._at(path), key, follow_symlinks=False)
+
+    def mkdir(self, path: bytes, mode: int) -> None:
+        self.fs.mkdir(self._at(path), mode)
+
+    def rmdir(self, path: bytes) -> None:
+        self.fs.rmdir(self._at(path))
+
+    def unlink(self, path: bytes) -> None:
+        self.fs.unlink(self._at(path))
+
+    def link(self, path: bytes, path2: bytes) -> None:
+        self.fs.link(self._at(path), self._at(path2), follow_symlinks=False)
+
+    def symlink(self, target: bytes, path: bytes) -> None:
+        self.fs.symlink(target, self._at(path))
+
+    def mknod(self, path: bytes, mode: int, rdev: int) -> None:
+        self.fs.mknod(self._at(path), mode, rdev)
+
+    def rename(self, path: bytes, path2: bytes, flags: int) -> None:
+        if flags == RENAME_EXCHANGE:
+            self.fs.exchange(self._at(path), self._at(path2))
+        else:
+            self.fs.rename(self._at(path), self._at(path2), noreplace=flags == RENAME_NOREPLACE)
