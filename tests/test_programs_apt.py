@@ -1,0 +1,153 @@
+"""A Debian in layers: apt and dpkg in a chroot on the mount, a commit, and a removal in a second layer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import support
+from unionfs.errors import MountError
+from unionfs.mount.engine import engine_names, get_engine
+from unionfs.union.fs import UnionFS
+
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.fuse,
+    pytest.mark.network,
+    pytest.mark.slow,
+    pytest.mark.needs("mmdebstrap", "chroot"),
+    pytest.mark.timeout(300),
+]
+
+SUITE = "bookworm"
+QUIET = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+
+
+def run(*command: object, env: dict[str, str] | None = None) -> str:
+    done = subprocess.run(
+        [str(word) for word in command],
+        env={**os.environ, "PYTHONPATH": str(support.REPO), **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, f"{command}: status {done.returncode}\n{done.stdout[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def debian() -> Iterator[Path]:
+    """The smallest Debian that has apt. Made once for all engines."""
+    top = support.make_scratch()
+    root = top / "debian"
+    mirror = "deb http://deb.debian.org/debian {} main"
+    run(
+        "mmdebstrap",
+        "--variant=apt",
+        "--quiet",
+        "--mode=root",
+        "--skip=cleanup/apt/lists",
+        SUITE,
+        root,
+        mirror.format(SUITE),
+    )
+    for name in ("resolv.conf", "hosts"):
+        shutil.copyfile(f"/etc/{name}", root / "etc" / name)
+    yield root
+    support.remove_scratch(top)
+
+
+class Machine:
+    """The Debian below two thin layers and an upper."""
+
+    def __init__(self, top: Path, base: Path, engine: str) -> None:
+        self.engine, self.mnt, self.upper, self.work = engine, top / "mnt", top / "up", top / "work"
+        branding, site = top / "branding", top / "site"
+        for directory in (self.mnt, self.upper, branding / "etc", site / "etc/apt/apt.conf.d", site / "usr/share/doc"):
+            directory.mkdir(parents=True)
+        (branding / "etc/issue").write_text("from a layer\n")
+        (site / "etc/apt/apt.conf.d/90site").write_text(
+            'APT::Install-Recommends "false";\nAcquire::Languages "none";\n'
+        )
+        os.mknod(site / "usr/share/doc/bash", stat.S_IFCHR, os.makedev(0, 0))
+        self.lowers = [branding, site, base]
+
+    def mount(self) -> None:
+        layers = [word for layer in self.lowers for word in ("--lower", layer)]
+        command = ["mount", self.mnt, *layers, "--upper", self.upper, "--work", self.work, "--engine", self.engine]
+        run(sys.executable, "-m", "unionfs.cli", *command)
+
+    def umount(self) -> None:
+        run(sys.executable, "-m", "unionfs.cli", "umount", self.mnt)
+
+    def inside(self, *command: str) -> str:
+        return run("chroot", self.mnt, *command, env=QUIET)
+
+    def api(self) -> UnionFS:
+        return UnionFS(lower=self.lowers, upper=self.upper, work=self.work)
+
+
+@pytest.fixture(params=engine_names())
+def machine(request: pytest.FixtureRequest, scratch: Path, debian: Path) -> Machine:
+    try:
+        get_engine(request.param)
+    except MountError as error:
+        support.lacks(str(error))
+    return Machine(scratch, debian, request.param)
+
+
+def test_apt_in_a_chroot(machine: Machine) -> None:
+    machine.mount()
+    assert machine.inside("cat", "/etc/issue") == "from a layer\n"
+    verified = machine.inside("dpkg", "--verify")
+    assert "/usr/share/doc/bash" in verified  # A layer has hidden it.
+    machine.inside("apt-get", "update")
+    machine.inside("apt-get", "install", "-y", "hello", "ed")
+    assert machine.inside("hello") == "Hello, world!\n"
+    assert machine.inside("dpkg", "--audit") == ""
+    assert machine.inside("dpkg", "--verify", "hello", "ed") == ""
+    assert machine.inside("dpkg", "--verify") == verified
+    machine.umount()
+
+    with machine.api() as fs:
+        changes = {change.path: change for change in fs.diff()}
+        assert changes["/usr/bin/hello"].kind == "added"
+        assert "data" in changes["/var/lib/dpkg/status"].what
+        gone = [path for path, change in changes.items() if change.kind == "deleted"]
+        assert all(path.startswith("/var/") for path in gone)
+        touched = {path for path, change in changes.items() if change.kind == "changed" and change.what != {"times"}}
+        assert all(path.startswith(("/var/", "/etc/ld.so.cache")) for path in touched), touched
+        first = fs.commit(message="hello").path
+        assert list(fs.diff()) == []
+    machine.lowers.insert(0, Path(first))
+
+    machine.mount()
+    assert machine.inside("hello") == "Hello, world!\n"
+    machine.inside("apt-get", "remove", "--purge", "-y", "hello")
+    assert machine.inside("dpkg", "--audit") == ""
+    assert machine.inside("dpkg", "--verify") == verified
+    machine.umount()
+    with machine.api() as fs:
+        gone = [change.path for change in fs.diff() if change.kind == "deleted"]
+        assert "/usr/bin/hello" in gone
+        assert "/usr/bin/ed" not in gone
+        fs.commit(message="no hello")
+        assert [entry.comment for entry in fs.history()] == ["no hello", "hello", "", "", ""]
+        assert not fs.exists("/usr/bin/hello")
+        assert fs.exists("/usr/bin/ed")
+
+    # The first state is still there.
+    machine.upper, machine.work = machine.upper.parent / "up2", machine.work.parent / "work2"
+    machine.upper.mkdir()
+    machine.mount()
+    assert machine.inside("hello") == "Hello, world!\n"
+    machine.umount()
