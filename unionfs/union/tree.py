@@ -327,8 +327,16 @@ class Tree(TreeReader):
                 self.name_in_upper(n, d, name)
                 self.links.before_change(n)
             elif n.names[d, name]:
+                self._keep_by_another_name(n, d, name)
                 self._rehome(n, d, name)
         return last
+
+    def _keep_by_another_name(self, n: FileNode, d: DirNode, name: bytes) -> None:
+        """Without an index, the upper has the object only as long as it has one of its names."""
+        assert n.names is not None
+        others = [key for key in n.names if key != (d, name)]
+        if others and not any(n.names[key] for key in others):
+            self.name_in_upper(n, *others[0])
 
     def _rehome(self, n: FileNode, d: DirNode, name: bytes) -> None:
         """The upper's object is known by the name that goes: know it by another."""
