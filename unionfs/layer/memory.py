@@ -64,8 +64,12 @@ class MemoryFile:
             if self._flags & os.O_ACCMODE not in (access, os.O_RDWR):
                 raise error(refusal)
             if access == os.O_WRONLY:
-                self._layer.check_changeable(node.nlink)
+                self._check_changeable(node)
         return node
+
+    def _check_changeable(self, node: FileObject) -> None:
+        """``EROFS`` for a file of a frozen layer; one that a commit has moved to the fresh upper goes on."""
+        self._layer.check_changeable(0 if node.moved else node.nlink)
 
     def fileno(self) -> int | None:
         return None
@@ -129,7 +133,7 @@ class MemoryFile:
     ) -> None:
         with self._layer.lock:
             node = self._held()
-            self._layer.check_changeable(node.nlink)
+            self._check_changeable(node)
             set_attributes(node, mode, uid, gid, times)
 
     def listxattr(self) -> list[bytes]:
@@ -144,7 +148,7 @@ class MemoryFile:
     def setxattr(self, key: bytes, value: bytes) -> None:
         with self._layer.lock:
             node = self._held()
-            self._layer.check_changeable(node.nlink)
+            self._check_changeable(node)
             set_xattr(node, key, value)
 
 
@@ -405,6 +409,8 @@ class MemoryLayer(StagedByName):
             into = self._place(d2, name2)
             if isinstance(node, DirObject):
                 raise error(errno.EPERM, name)
+            if isinstance(node, FileObject) and d.layer is not d2.layer:
+                node.moved = True
             node.nlink += 1
             node.changed()
             self._put(into, name2, node)

@@ -120,11 +120,12 @@ class SymlinkObject(Object):
 
 
 class FileObject(Object):
-    __slots__ = ("pages",)
+    __slots__ = ("moved", "pages")
 
     def __init__(self, mode: int) -> None:
         super().__init__(mode)
         self.pages = Pages()
+        self.moved = False  # into another layer than it was made in
 
     @property
     def size(self) -> int:
