@@ -75,7 +75,19 @@ def kill_at(number: int) -> Act:
 
 def fail_at(number: int, error: int, *, from_then_on: bool = False) -> Act:
     """That step fails with `error`; with `from_then_on`, so does every later one that would need room."""
-    needs_no_room = {"unlink", "rmdir", "removexattr", "utime", "chmod", "fchmod", "chown", "fchown", "ftruncate"}
+    needs_no_room = {
+        "unlink",
+        "rmdir",
+        "removexattr",
+        "utime",
+        "chmod",
+        "fchmod",
+        "chown",
+        "fchown",
+        "ftruncate",
+        "renameat2",
+        "rename",
+    }
 
     def act(count: int, name: str) -> None:
         if count == number or (from_then_on and count > number and name not in needs_no_room):

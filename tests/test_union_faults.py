@@ -85,7 +85,7 @@ def test_error_at_every_step(scratch: Path, name: str, error: int, sticky: bool)
             not_new = matches(again, after, old, moved)
             assert not not_old or not not_new, f"{where}: neither old\n{not_old}\nnor new\n{not_new}"
             assert failed or not not_new, f"{where}: nothing was said"
-            if not_new:
+            if not_new and number % 3 == 0:
                 do(arena, arena.subject(), scenario.op)
                 arena.close_tree()
                 assert matches(look(arena), after, old, moved) == [], where
