@@ -91,7 +91,7 @@ def test_killed_at_every_step(scratch: Path, name: str) -> None:
         assert not not_old or not not_new, f"step {number} of {total}: neither old\n{not_old}\nnor new\n{not_new}"
         seen_old += not not_old
         seen_new += not not_new
-        if kernel and number % 3 == 1:
+        if kernel and number % 6 == 1:
             check_kernel(arena, found)
         if not_new and number % 4 == 0:
             # What was not done can be done now.
