@@ -7,6 +7,7 @@ import stat
 from random import Random
 from typing import Any, TypeAlias
 
+from unionfs.layer import whiteout
 from unionfs.testing.surfaces import SLOTS, HostSurface
 from unionfs.types import RENAME_EXCHANGE, RENAME_NOREPLACE
 
@@ -148,9 +149,9 @@ class Operations:
         return ("utime", self._old(root=True), self._time(), self._time())
 
     def _key(self) -> bytes:
-        keys = [b"user.a", b"user.b", b"user.overlay.opaque"]
+        keys = [b"user.a", b"user.b", whiteout.USER + whiteout.OPAQUE]
         if self._root:
-            keys += [b"trusted.x", b"trusted.overlay.redirect", b"security.capability"]
+            keys += [b"trusted.x", whiteout.TRUSTED + whiteout.REDIRECT, b"security.capability"]
         return self._rng.choice([*keys, b"system.posix_acl_access", b"system.posix_acl_default"])
 
     def _setxattr(self) -> Op:
