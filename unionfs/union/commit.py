@@ -139,9 +139,9 @@ def history(tree: Tree) -> list[HistoryEntry]:
 def _complete_links(tree: Tree) -> None:
     """Make every name of the upper's hard links in the upper, so that the layer needs no index."""
     kept = tree.links.in_index()
-    if any(tree.links.names_below(n) for n in kept):
+    if any(tree.links.names_unknown(n) for n in kept):
         log.info("commit: looking for other names of %d hard links", len(kept))
-        tree.know_all()
+        tree.know_names(kept)
     for n in kept:
         for d, name in [key for key, in_upper in (n.names or {}).items() if not in_upper]:
             tree.name_in_upper(n, d, name)

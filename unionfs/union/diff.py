@@ -125,8 +125,7 @@ class _Comparison:
         links = self.new.links
         with self.new.lock:
             kept = links.in_index()
-            if any(links.names_below(n) for n in kept):
-                self.new.know_all()
+            self.new.know_names(kept)
         for n in kept:
             for (d, name), in_upper in (n.names or {}).items():
                 if not in_upper:

@@ -95,6 +95,10 @@ class Links:
         known = sum(1 for in_upper in (n.names or {}).values() if in_upper)
         return st.st_nlink + n.nlink_delta - known
 
+    def names_unknown(self, n: FileNode) -> int:
+        """How many names of an object in the index nobody asked for yet."""
+        return self._upper().stat(n.home, n.lname).st_nlink + n.nlink_delta - len(n.names or ())
+
     def leave_index(self, n: FileNode) -> None:
         """All names of the object are in the upper: the index need not keep it."""
         upper = self._upper()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 
 from unionfs.layer.protocol import DT_DIR, DT_LNK, DT_REG, Layer, LayerDir, LayerFile, WritableLayer
@@ -528,15 +529,30 @@ class TreeReader:
                 self._below = TreeReader(lowers or [_nothing()])
             return self._below
 
-    def know_all(self) -> None:
-        """Look every name up, so that all names of every hard link are known. It takes as long as a walk."""
-        todo = [self.root]
-        while todo:
-            d = todo.pop()
+    def know_names(self, files: Iterable[FileNode]) -> None:
+        """Look for the names of these hard links that nobody asked for yet: beside the known ones, then everywhere.
+
+        It ends when all are known; else it takes as long as a walk. What can't be read, or is gone by now, is passed
+        over: a lower that is the host's own root changes while it is looked at.
+        """
+        total = {n: self.links.names_unknown(n) + len(n.names or ()) for n in files}
+        missing = {n for n in total if len(n.names or ()) < total[n]}
+        for d in {d: None for n in missing for d, _ in n.names or ()}:
+            self._know_entries(d)
+        todo: list[DirNode] = [self.root]
+        while todo and (missing := {n for n in missing if len(n.names or ()) < total[n]}):
+            todo += self._know_entries(todo.pop())
+
+    def _know_entries(self, d: DirNode) -> list[DirNode]:
+        """Look up every name in ``d``; the directories among them."""
+        found: list[DirNode] = []
+        with suppress(OSError):
             for name, _, _ in self.listdir(d):
-                node = self.lookup(d, name)
-                if isinstance(node, DirNode):
-                    todo.append(node)
+                with suppress(OSError):
+                    node = self.lookup(d, name)
+                    if isinstance(node, DirNode):
+                        found.append(node)
+        return found
 
     def forget_below(self) -> None:
         """The layers below are others now."""
