@@ -18,6 +18,7 @@ from typing import Self
 
 from unionfs._sys.filehandle import can_use_trusted
 from unionfs._sys.rename import RENAME_EXCHANGE, RENAME_WHITEOUT, renameat2
+from unionfs._sys.syncfs import syncfs
 from unionfs._sys.umask import umask
 from unionfs.errors import LayerError, UpperBusyError
 from unionfs.layer import owners, whiteout
@@ -412,7 +413,7 @@ class UpperDirectory(StagedByName, DirectoryLayer):
 
     def sync(self) -> None:
         if not self.volatile:
-            os.sync()
+            syncfs(self.fd(self.root).n)
 
     # Commit
 
