@@ -21,6 +21,7 @@ import attrs
 
 from unionfs._sys.data import copy_data, write_all
 from unionfs.layer.protocol import DT_LNK, DT_REG, Layer, LayerDir, LayerFile, Marks, WritableLayer
+from unionfs.union.heal import heal
 from unionfs.union.node import DirNode, FileNode
 
 if TYPE_CHECKING:
@@ -106,7 +107,12 @@ def copy_up_dir(tree: TreeReader, d: DirNode) -> LayerDir:
         assert d.parent is not None
         d = d.parent
     for d in reversed(missing):
-        place = _copy_up_one(tree, d, place)
+        assert d.parent is not None
+        try:
+            place = _copy_up_one(tree, d, place)
+        except BaseException:
+            heal(tree, (d.parent, d.name))
+            raise
     return place
 
 
@@ -239,23 +245,22 @@ def _copy_up_regular(tree: TreeReader, n: FileNode, data: bool, limit: int | Non
         home, lname = n.home, n.lname
         bytes_at = tree.data_of(n) or (home, lname)
         redirect = _redirect(tree, n)
-        source = None
-        if data or not tree.metacopy or n.dead:
-            source = bytes_at[0].layer.open(*bytes_at, os.O_RDONLY)
+        copies = data or not tree.metacopy or n.dead
+        source = _source(*bytes_at) if copies and limit != 0 else None
         whole = bytes_at == (home, lname)
         st = source.stat() if source is not None and whole else home.layer.stat(home, lname)
     file = upper.stage()
     try:
         marks = Marks(ino=n.ino)
-        if source is None and st.st_size:
+        if not copies and st.st_size:
             file.truncate(st.st_size)
             marks = Marks(ino=n.ino, metacopy=True, redirect=redirect)
-        elif source is not None and st.st_size and limit != 0:
+        elif source is not None and st.st_size:
             copy_file(source, file, limit, st if whole else None)
         restaged = home.layer is upper  # a metacopy, whose metadata may change meanwhile
         if not restaged:
             _dress(upper, file, home, lname, st, marks, source if whole else None, limit)
-        if source is not None and limit != 0 and not upper.volatile:
+        if source is not None and not upper.volatile:
             file.fsync()
         with tree.lock:
             if upper is not tree.upper or n.home is not home or n.lname != lname or (restaged and n.names is not None):
@@ -271,6 +276,16 @@ def _copy_up_regular(tree: TreeReader, n: FileNode, data: bool, limit: int | Non
         _discard(tree, file)
         raise
     return file
+
+
+def _source(home: LayerDir, name: bytes) -> LayerFile | None:
+    """The bytes to copy; ``None`` for an empty file that this process may not read: there are none."""
+    try:
+        return home.layer.open(home, name, os.O_RDONLY)
+    except PermissionError:
+        if home.layer.stat(home, name).st_size:
+            raise
+        return None
 
 
 def _dress(
@@ -329,6 +344,16 @@ def _redirect(tree: TreeReader, n: FileNode) -> bytes | None:
 
 def _settle(tree: TreeReader, n: FileNode, staged: LayerFile | bytes, data: tuple[LayerDir, bytes] | None) -> None:
     """The staged copy (a file, or a name in staging) takes the node's place. The tree's lock is held."""
+    parent, name = n.parent, n.name
+    assert parent is not None
+    try:
+        _publish(tree, n, staged, data)
+    except BaseException:
+        heal(tree, (parent, name))
+        raise
+
+
+def _publish(tree: TreeReader, n: FileNode, staged: LayerFile | bytes, data: tuple[LayerDir, bytes] | None) -> None:
     upper = tree.upper
     assert upper is not None
     assert n.parent is not None

@@ -56,19 +56,24 @@ class Handle:
 
     def pwrite(self, data: bytes | memoryview, offset: int) -> int:
         """Write at ``offset``; how many bytes were written (pwrite(2))."""
-        count = self.file.pwrite(data, offset)
-        self.tree.touched(self.node)
-        return count
+        try:
+            return self.file.pwrite(data, offset)
+        finally:
+            self.tree.touched(self.node)
 
     def truncate(self, size: int) -> None:
         """Make the file ``size`` bytes long (ftruncate(2))."""
-        self.file.truncate(size)
-        self.tree.touched(self.node)
+        try:
+            self.file.truncate(size)
+        finally:
+            self.tree.touched(self.node)
 
     def fallocate(self, mode: int, offset: int, length: int) -> None:
         """Allocate or punch (fallocate(2))."""
-        self.file.fallocate(mode, offset, length)
-        self.tree.touched(self.node)
+        try:
+            self.file.fallocate(mode, offset, length)
+        finally:
+            self.tree.touched(self.node)
 
     def fsync(self, datasync: bool = False) -> None:
         """To disk (fsync(2)), unless the union is volatile."""

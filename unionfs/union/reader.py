@@ -118,12 +118,13 @@ class TreeReader:
         if found is None:
             with self.lock:
                 if d.entries is None:
-                    self._list(d)
+                    self.list_entries(d)
                 found = d.entries
                 assert found is not None
         return found
 
-    def _list(self, d: DirNode) -> None:
+    def list_entries(self, d: DirNode) -> None:
+        """Fill ``entries`` from the layers. The lock is held."""
         sources = self.sources(d)
         entries: dict[bytes, Code]
         if sources[0].layer is self.upper:

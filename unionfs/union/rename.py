@@ -97,8 +97,6 @@ def fix_metacopy(tree: Tree, n: FileNode) -> None:
 def move(tree: Tree, n: Node, d: DirNode, name: bytes, n2: Node | None, d2: DirNode, name2: bytes) -> None:
     upper = tree.writable()
     directory = isinstance(n, DirNode)
-    if isinstance(n2, DirNode) and tree.entries(n2):
-        raise fail(errno.ENOTEMPTY, name2)
     home2 = copy_up_dir(tree, d2)
     in_upper2 = last = False
     if isinstance(n2, DirNode):

@@ -14,6 +14,7 @@ from unionfs.types import RENAME_EXCHANGE, RENAME_NOREPLACE
 from unionfs.union import rename
 from unionfs.union.copyup import afterwards, copy_up_at_once, copy_up_dir, copy_up_file, is_copied_up, stage_area
 from unionfs.union.handle import Handle
+from unionfs.union.heal import heal
 from unionfs.union.node import DirNode, FileNode, Node
 from unionfs.union.reader import NAME_MAX, TreeReader, fail
 
@@ -45,6 +46,15 @@ class Tree(TreeReader):
             raise fail(errno.EROFS)
         return self.upper
 
+    @contextlib.contextmanager
+    def whole(self, *names: tuple[DirNode, bytes]) -> Iterator[None]:
+        """A change of these names, with the lock held: when it breaks off, what the layers say counts."""
+        try:
+            yield
+        except BaseException:
+            heal(self, *names)
+            raise
+
     # New entries
 
     def create(
@@ -59,13 +69,15 @@ class Tree(TreeReader):
             return self.writable().create(parent, at, mode)
 
         with self.lock:
-            home, file = self._new(d, name, make, mode, uid, gid)
-            node = FileNode(d, name, DT_REG, home, name)
-            node.data = None
-            self._enter(d, name, node)
-            if flags & os.O_APPEND:
-                file = self.writable().open(home, name, flags & (os.O_ACCMODE | os.O_APPEND))
-            return node, Handle(self, node, flags, file)
+            self._check_new(d, name)
+            with self.whole((d, name)):
+                home, file = self._new(d, name, make, mode, uid, gid)
+                node = FileNode(d, name, DT_REG, home, name)
+                node.data = None
+                self._enter(d, name, node)
+                if flags & os.O_APPEND:
+                    file = self.writable().open(home, name, flags & (os.O_ACCMODE | os.O_APPEND))
+                return node, Handle(self, node, flags, file)
 
     def mkdir(self, d: DirNode, name: bytes, mode: int, uid: int | None = None, gid: int | None = None) -> DirNode:
         """A new directory. ``EEXIST``."""
@@ -76,13 +88,15 @@ class Tree(TreeReader):
             self.writable().mkdir(parent, at, mode)
 
         with self.lock:
-            home, _ = self._new(d, name, make, mode, uid, gid, directory=True)
-            node = DirNode(d, name)
-            node.srcs = [home.child(name)]
-            node.entries = {}
-            node.shadow_of = self.upper
-            self._enter(d, name, node)
-            return node
+            self._check_new(d, name)
+            with self.whole((d, name)):
+                home, _ = self._new(d, name, make, mode, uid, gid, directory=True)
+                node = DirNode(d, name)
+                node.srcs = [home.child(name)]
+                node.entries = {}
+                node.shadow_of = self.upper
+                self._enter(d, name, node)
+                return node
 
     def mknod(
         self, d: DirNode, name: bytes, mode: int, rdev: int = 0, uid: int | None = None, gid: int | None = None
@@ -103,11 +117,13 @@ class Tree(TreeReader):
                 upper.mknod(parent, at, mode, rdev)
 
         with self.lock:
-            home, _ = self._new(d, name, make, mode & 0o7777, uid, gid)
-            node = FileNode(d, name, kind, home, name)
-            node.data = None
-            self._enter(d, name, node)
-            return node
+            self._check_new(d, name)
+            with self.whole((d, name)):
+                home, _ = self._new(d, name, make, mode & 0o7777, uid, gid)
+                node = FileNode(d, name, kind, home, name)
+                node.data = None
+                self._enter(d, name, node)
+                return node
 
     def symlink(
         self, d: DirNode, name: bytes, target: bytes, uid: int | None = None, gid: int | None = None
@@ -119,11 +135,13 @@ class Tree(TreeReader):
             self.writable().symlink(parent, at, target)
 
         with self.lock:
-            home, _ = self._new(d, name, make, None, uid, gid)
-            node = FileNode(d, name, DT_LNK, home, name)
-            node.data = None
-            self._enter(d, name, node)
-            return node
+            self._check_new(d, name)
+            with self.whole((d, name)):
+                home, _ = self._new(d, name, make, None, uid, gid)
+                node = FileNode(d, name, DT_LNK, home, name)
+                node.data = None
+                self._enter(d, name, node)
+                return node
 
     def link(self, n: Node, d: DirNode, name: bytes) -> None:
         """One name more for ``n``. ``EEXIST``; ``EPERM`` for a directory; ``ENOENT`` if it has no name left."""
@@ -135,14 +153,15 @@ class Tree(TreeReader):
             self._check_new(d, name)
             if n.dead or n.parent is None:
                 raise fail(errno.ENOENT, name)
-            rename.in_upper_by_name(self, n, n.parent, n.name)
-            rename.fix_metacopy(self, n)
-            self.links.before_change(n)
-            self._new(d, name, lambda parent, at: upper.link(n.home, n.lname, parent, at), None, None, None)
-            self.links.new_link(n)
-            n.add_name(d, name, True)
-            self.put(d, name, n)
-            self.touched(n)
+            with self.whole((d, name)):
+                rename.in_upper_by_name(self, n, n.parent, n.name)
+                rename.fix_metacopy(self, n)
+                self.links.before_change(n)
+                self.links.new_link(n)
+                self._new(d, name, lambda parent, at: upper.link(n.home, n.lname, parent, at), None, None, None)
+                n.add_name(d, name, True)
+                self.put(d, name, n)
+                self.touched(n)
 
     def _check_new(self, d: DirNode, name: bytes) -> None:
         if d.dead:
@@ -167,7 +186,6 @@ class Tree(TreeReader):
     ) -> tuple[LayerDir, T]:
         """Let ``make`` make the entry, in place or, over a whiteout, in staging. Answers the upper's directory too."""
         upper = self.writable()
-        self._check_new(d, name)
         home = copy_up_dir(self, d)
         if name not in self.shadow(d):
             made = make(home, name)
@@ -261,7 +279,7 @@ class Tree(TreeReader):
             if not isinstance(n, FileNode):
                 raise fail(errno.EISDIR, name)
             last = self.before_loss(n, d, name)
-            with self.moving():
+            with self.moving(), self.whole((d, name)):
                 self._remove(d, name, self.has_name_in_upper(n, d, name))
                 self.lost(n, d, name, last)
 
@@ -278,7 +296,7 @@ class Tree(TreeReader):
                 raise fail(errno.ENOTDIR, name)
             if self.entries(n):
                 raise fail(errno.ENOTEMPTY, name)
-            with self.moving():
+            with self.moving(), self.whole((d, name)):
                 self._remove(d, name, self.in_upper(n), directory=True)
                 self.lost_dir(n, d, name)
 
@@ -417,7 +435,9 @@ class Tree(TreeReader):
             rename.check(n, d, n2, d2, name2, flags)
             if n is n2:
                 return
-            with self.moving():
+            if flags != RENAME_EXCHANGE and isinstance(n2, DirNode) and self.entries(n2):
+                raise fail(errno.ENOTEMPTY, name2)
+            with self.moving(), self.whole((d, name), (d2, name2)):
                 if flags == RENAME_EXCHANGE:
                     assert n2 is not None
                     rename.exchange(self, n, d, name, n2, d2, name2)
@@ -459,7 +479,10 @@ class Tree(TreeReader):
                 self.open_file(n).setattr(mode, uid, gid, times)
             else:
                 home, name = self.home_of(n)
-                upper.setattr(home, name, mode, uid, gid, times)
+                try:
+                    upper.setattr(home, name, mode, uid, gid, times)
+                finally:
+                    self.touched(n)
             self.touched(n)
 
     def _resize(self, n: Node, size: int) -> None:
