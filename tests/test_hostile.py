@@ -187,7 +187,7 @@ def test_a_metacopy_without_data_is_an_error_and_not_zeros() -> None:
 # Marks
 
 
-@pytest.mark.parametrize("value", [b"", b"0", b"-5", b"zz", b"f" * 17, b"f" * 60_000, b" 7", b"0x7", b"1_0", b"\xff"])
+@pytest.mark.parametrize("value", [b"", b"-5", b"zz", b"f" * 17, b"f" * 60_000, b" 7", b"0x7", b"1_0", b"\xff"])
 def test_a_malformed_inode_number_is_no_number(value: bytes) -> None:
     assert whiteout.decode({whiteout.INO: value}).ino is None
 
@@ -200,10 +200,14 @@ def test_a_directory_can_not_claim_to_be_one_above_it() -> None:
     """find(1), rm(1) and their like would take it for a loop and stop."""
     bottom = MemoryLayer.from_dict({"x": ""}, read_only=True)
     number = bottom.stat(bottom.root, b".").st_ino
-    claims = {"d": directory({"e": directory({"f": directory({}, ino=77)}, ino=77)}, ino=number)}
+    claims = {
+        "d": directory({"e": directory({"f": directory({}, ino=77)}, ino=77)}, ino=number),
+        "n": directory({}, ino=0),
+    }
     tree = Tree([MemoryLayer.from_dict(claims, read_only=True), bottom])
-    inos = [tree.stat(tree.resolve(path)).st_ino for path in (b"/", b"d", b"d/e", b"d/e/f")]
-    assert len(set(inos)) == 4
+    inos = [tree.stat(tree.resolve(path)).st_ino for path in (b"/", b"d", b"d/e", b"d/e/f", b"n")]
+    assert len(set(inos)) == 5
+    assert all(inos)
     tree.close()
 
 

@@ -224,7 +224,8 @@ class TreeReader:
             if isinstance(n, DirNode) and n.srcs is not None:
                 home, lname = n.srcs[0], b"."
             marks = home.layer.marks(home, lname)
-            if marks.ino is not None and not self._is_above(n, marks.ino):
+            # readdir(3) hides what has the number 0.
+            if marks.ino and not self._is_above(n, marks.ino):
                 n.ino = marks.ino
                 return
             if marks.origin is not None:
