@@ -80,7 +80,7 @@ def decode(values: dict[bytes, bytes]) -> Marks:
         return NO_MARKS
     ino = None
     if _NUMBER.fullmatch(values.get(INO, b"")):
-        ino = int(values[INO], 16) or None  # readdir(3) hides what has the number 0.
+        ino = int(values[INO], 16)
     return Marks(
         opaque=values.get(OPAQUE) == b"y",
         redirect=values.get(REDIRECT) or None,
