@@ -75,6 +75,9 @@ def test_owners_of_an_unprivileged_user_on_disk(as_user: support.AsUser) -> None
     with pytest.raises(OSError, match="No data"):
         os.getxattr(top / "mine", owners.OVERRIDE)
     assert {name: (top / name).stat().st_uid for name in os.listdir(top)} == dict.fromkeys(os.listdir(top), as_user.uid)
+    stranger = DirectoryLayer(top)
+    assert stranger.stat(stranger.root, b"file").st_uid == as_user.uid, "root believes no stranger's records"
+    os.chown(top, 0, 0)  # Now it is root's own.
     layer = DirectoryLayer(top)
     assert layer.scan(layer.root) == {
         b"file": DT_REG, b"closed": DT_DIR, b"secret": DT_REG, b"null": DT_CHR, b"disk": DT_BLK, b"mine": DT_REG,
@@ -98,6 +101,7 @@ def test_fuse_overlayfs_shows_the_owners_that_we_record(as_user: support.AsUser)
         (scratch / directory).mkdir()
     layers = f"lowerdir={scratch}/upper,upperdir={scratch}/u2,workdir={scratch}/w2,xattr_permissions=2"
     subprocess.run(["fuse-overlayfs", "-o", layers, scratch / "merged"], check=True)
+    os.chown(scratch / "upper", 0, 0)  # Root believes its own layers only.
     layer = DirectoryLayer(scratch / "upper")
     for name in (b"file", b"closed", b"secret", b"null", b"disk"):
         theirs, ours = os.lstat(os.fsencode(scratch / "merged") + b"/" + name), layer.stat(layer.root, name)

@@ -6,7 +6,7 @@ import click
 from click.shell_completion import CompletionItem
 
 
-class DirectoryName(click.ParamType):
+class DirectoryName(click.ParamType[str]):
     """A directory that shells can complete. Unlike ``click.Path`` it looks at nothing: a daemon may hang behind it."""
 
     name = "directory"

@@ -141,8 +141,13 @@ class DirectoryLayer:
             raise LayerError(error.errno, f"layer is not usable: {error.strerror}", os.fspath(path)) from error
         KEPT.keep(self.root, Fd(fd))
         keys = self._list(fd)
-        self.overrides = owners.OVERRIDE in keys
-        self.has_inos = whiteout.FORMAT in whiteout.mark_names(keys)
+        rooted = os.fstat(fd).st_uid == 0
+        # Who is root for others makes no owners, set-user-ID programs and devices of what a stranger wrote.
+        self.overrides = owners.OVERRIDE in keys and (rooted or os.geteuid() != 0)
+        names = whiteout.mark_names(keys)
+        self.has_inos = whiteout.FORMAT in names
+        ours = rooted and names.get(whiteout.FORMAT) == os.fsdecode(whiteout.USER + whiteout.FORMAT)
+        self._guarded = os.geteuid() == 0 and not ours and not owners.overflow_ids("/proc/self/uid_map")
         # Without CAP_FOWNER, O_NOATIME is for one's own files only (open(2)).
         self._noatime = os.O_NOATIME if os.geteuid() == 0 else 0
 
@@ -352,8 +357,21 @@ class DirectoryLayer:
         names = whiteout.mark_names(keys)
         if not names:
             return NO_MARKS
+        if self._guarded and any(map(whiteout.leads_elsewhere, names.values())):
+            self._refuse_strangers(path)
         follow = {} if isinstance(path, int) else {"follow_symlinks": False}
         return whiteout.decode({mark: os.getxattr(path, key, **follow) for mark, key in names.items()})
+
+    def _refuse_strangers(self, path: int | bytes) -> None:
+        """Who is root for others is not led to other layers' files by what any owner of a file may write.
+
+        overlayfs takes no redirect and no metacopy from ``user.*`` at all; here root takes them from root, and in
+        layers that root wrote with ``userxattr``.
+        """
+        owner = os.stat(path, follow_symlinks=isinstance(path, int)).st_uid
+        if owner != 0:
+            log.warning("%s: a redirect or metacopy in user.overlay by uid %d is not followed", self.path, owner)
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
     def listxattr(self, d: LayerDir, name: bytes) -> list[bytes]:
         fd = self.fd(d)

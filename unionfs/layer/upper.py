@@ -48,6 +48,16 @@ def _make(path: str) -> int:
     return os.open(path, _OPEN_DIR)
 
 
+def _make_own(path: str) -> int:
+    """A directory for ourselves alone. overlayfs leaves its own without any permission (``ovl_workdir_create``)."""
+    os.makedirs(path, mode=0o700, exist_ok=True)
+    try:
+        return os.open(path, _OPEN_DIR)
+    except PermissionError:
+        os.chmod(path, 0o700)
+        return os.open(path, _OPEN_DIR)
+
+
 class UpperDirectory(StagedByName, DirectoryLayer):
     """The writable layer on disk. See ``WritableLayer`` for what each call promises.
 
@@ -92,8 +102,8 @@ class UpperDirectory(StagedByName, DirectoryLayer):
             self._upper_lock = Fd(os.open(self.path, _OPEN_DIR))
             _lock(self._upper_lock.n, self.path)
             _lock(self._work_lock.n, self.work)
-            staging = Fd(_make(os.path.join(self.work, "work")))
-            index = Fd(_make(os.path.join(self.work, "index")))
+            staging = Fd(_make_own(os.path.join(self.work, "work")))
+            index = Fd(_make_own(os.path.join(self.work, "index")))
         except UpperBusyError:
             raise
         except OSError as error:
@@ -126,6 +136,8 @@ class UpperDirectory(StagedByName, DirectoryLayer):
                 error.errno, f"the upper's file system keeps no extended attributes: {error.strerror}", self.path
             ) from error
         self.has_inos = True
+        if self._prefix == whiteout.USER:
+            self._guarded = False
 
     def _key(self, mark: bytes) -> bytes:
         return self._prefix + mark
@@ -449,7 +461,7 @@ class UpperDirectory(StagedByName, DirectoryLayer):
         fresh = type(self).__new__(type(self))
         DirectoryLayer.__init__(fresh, path)
         fresh._lost_uids, fresh._lost_gids = self._lost_uids, self._lost_gids
-        fresh._loses_ids = self._loses_ids
+        fresh._loses_ids, fresh._guarded = self._loses_ids, self._guarded
         fresh.volatile, fresh.work, fresh._prefix = self.volatile, self.work, self._prefix
         fresh._privileged, fresh._counter, fresh._work_lock = self._privileged, self._counter, self._work_lock
         fresh._ids, fresh._tmpfile = self._ids, self._tmpfile
@@ -498,6 +510,7 @@ class UpperDirectory(StagedByName, DirectoryLayer):
                 renameat2(fd.n, here[1], fd2.n, there[1], RENAME_EXCHANGE)
                 raise
         self.path, fresh.path = fresh.path, self.path
+        self._unbind_index()
         try:
             os.unlink(_FREEZE, dir_fd=self.fd(self.staging).n)
         except OSError as error:
@@ -505,11 +518,24 @@ class UpperDirectory(StagedByName, DirectoryLayer):
         self.immutable = True
         del self._upper_lock, self._work_lock
 
+    def _unbind_index(self) -> None:
+        """overlayfs notes in the index which upper it belongs to (``ovl_get_indexdir``); it is another's now."""
+        assert self.index is not None
+        fd = self.fd(self.index)
+        for key in self._list(fd.n):
+            if whiteout.is_private(os.fsencode(key)):
+                os.removexattr(fd.n, key)
+
     def _undo_freeze(self) -> None:
         """What waited to become the upper goes, after a failure or, at the next open, a kill in a commit."""
+        staging = self.fd(self.staging)
         try:
-            destination = os.readlink(_FREEZE, dir_fd=self.fd(self.staging).n)
+            destination = os.readlink(_FREEZE, dir_fd=staging.n)
+            owner = os.stat(_FREEZE, dir_fd=staging.n, follow_symlinks=False).st_uid
         except FileNotFoundError:
+            return
+        if owner != os.geteuid():
+            log.warning("%s: a note of a commit by uid %d is not followed", self.work, owner)
             return
         path = os.fsdecode(destination)
         try:

@@ -45,6 +45,11 @@ def is_private(key: bytes) -> bool:
     return key.startswith(_PREFIXES)
 
 
+def leads_elsewhere(key: str) -> bool:
+    """Whether this is a mark, in the namespace that any owner may write, that points into other layers."""
+    return os.fsencode(key) in (USER + REDIRECT, USER + METACOPY)
+
+
 def escape(key: bytes) -> bytes:
     """The name on disk of a person's attribute ``key``."""
     for prefix in _PREFIXES:

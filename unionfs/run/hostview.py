@@ -69,7 +69,9 @@ def run_in_view(fs: UnionFS, command: Command, mountpoint: str, engine: str = AU
 
     To be called where ``supervise`` runs its body. Raises ``MountError``.
     """
-    options = MountOptions(sole=True, source="unionfs-try")
+    # A second of trust in attributes makes a package manager three times as fast; for that long the link count of one
+    # name may not show what was done by another (libfuse 2 knows no inodes).
+    options = MountOptions(sole=True, source="unionfs-try", attr_timeout=1.0)
     with get_engine(engine).mount(fs, mountpoint, options):
         command.start(mountpoint, real_directories())
         return command.wait()

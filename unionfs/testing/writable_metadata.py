@@ -172,8 +172,8 @@ class MetadataTests:
         for marks in (
             Marks(opaque=True),
             Marks(opaque=True, redirect=b"/a", ino=12),
-            Marks(redirect=b"\xff", ino=(1 << 64) - 1),
-            Marks(ino=0),
+            Marks(redirect=b"\xff", ino=(1 << 63) - 1),
+            Marks(ino=1),
             NO_MARKS,
         ):
             upper.set_marks(root, b"dir", marks)
