@@ -175,7 +175,8 @@ class MemoryLayer(StagedByName):
         self.root.ref = DirObject(0o755, None)
         self.staging = LayerDir(self, None, b"work")
         self.staging.ref = DirObject(0o700, None)
-        self.index: LayerDir | None = None
+        self.index: LayerDir | None = LayerDir(self, None, b"index")
+        self.index.ref = DirObject(0o700, None)
 
     @classmethod
     def from_dict(cls, tree: Tree, *, label: str = "memory", read_only: bool = False) -> Self:
