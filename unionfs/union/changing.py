@@ -15,7 +15,7 @@ from unionfs.union import files
 from unionfs.union.handle import Handle
 from unionfs.union.naming import AnyPath, encoded, named, plain
 from unionfs.union.node import DirNode, Node
-from unionfs.union.reader import MAX_SYMLINKS, fail
+from unionfs.union.reader import MAX_SYMLINKS, NAME_MAX, fail
 from unionfs.union.reading import Reading, replaced
 
 
@@ -196,11 +196,10 @@ class Changing(Reading):
     def rmdir(self, path: AnyPath) -> None:
         """As ``os.rmdir``. ``ENOTEMPTY``."""
         with named(self, path):
-            raw = encoded(self, path)
-            last = raw.rstrip(b"/").rpartition(b"/")[2]
-            special = {b".": errno.EINVAL, b"..": errno.ENOTEMPTY}.get(last, errno.EBUSY)
-            d, name, _ = self._entry(path, special)
-            self.tree.rmdir(d, name)
+            if not encoded(self, path).strip(b"/"):
+                raise fail(errno.EBUSY if path else errno.ENOENT)
+            d, name, _ = self._entry(path, 0)
+            self.tree.rmdir(d, name)  # which knows what to say of "." and ".."
 
     def removedirs(self, path: AnyPath) -> None:
         """As ``os.removedirs``: and then those above it, as far as they are empty."""
@@ -304,10 +303,16 @@ class Changing(Reading):
 
     def _rename(self, path: AnyPath, path2: AnyPath, flags: int) -> None:
         with named(self, path, path2):
-            d, name, slash = self._entry(path, errno.EBUSY)
-            d2, name2, slash2 = self._entry(path2, errno.EEXIST if flags == RENAME_NOREPLACE else errno.EBUSY)
+            d, name, slash = self._entry(path, 0)
+            d2, name2, slash2 = self._entry(path2, 0)
+            if name in (b".", b".."):
+                raise fail(errno.EBUSY)
+            if name2 in (b".", b".."):
+                raise fail(errno.EEXIST if flags == RENAME_NOREPLACE else errno.EBUSY)
             if slash or slash2:
                 n = self.tree.lookup(d, name)
+                if len(name2) > NAME_MAX:
+                    raise fail(errno.ENAMETOOLONG)
                 if n.kind != DT_DIR and (slash or flags != RENAME_EXCHANGE):
                     raise fail(errno.ENOTDIR)
                 if slash2 and flags == RENAME_EXCHANGE and self.tree.lookup(d2, name2).kind != DT_DIR:

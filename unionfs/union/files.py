@@ -134,6 +134,8 @@ class DescriptorFile(io.FileIO):
 
     def readall(self) -> bytes:
         opening = self._held()
+        if not self.readable():  # FileIO leaves that to the descriptor, which may allow more.
+            raise io.UnsupportedOperation("File not open for reading")
         with opening.lock:
             data = super().readall()
         self._accessed(opening)
@@ -238,6 +240,8 @@ class HandleFile(io.RawIOBase):
         return len(data)
 
     def readall(self) -> bytes:
+        if not self.readable():
+            raise io.UnsupportedOperation("File not open for reading")
         blocks = []
         while block := self.read(max(1 << 16, self._size() - self._position)):
             blocks.append(block)

@@ -79,7 +79,7 @@ class Reading:
     def _entry(self, path: AnyPath, special: int) -> tuple[DirNode, bytes, bool]:
         """The directory that ``path`` names an entry of, the name, and whether a slash ends the path.
 
-        ``special``: the errno for what is no name: the root, ``.`` and ``..``.
+        ``special``: the errno for what is no name: the root, ``.`` and ``..``; with 0 they are names too.
         """
         return self._entry_from(None, encoded(self, path), special)
 
@@ -88,7 +88,9 @@ class Reading:
         bare = path.rstrip(b"/")
         head, _, name = bare.rpartition(b"/")
         if not name:
-            raise fail(special if path else errno.ENOENT)
+            if special or not path:
+                raise fail(special or errno.ENOENT)
+            return self.tree.root, b".", True
         d: Node
         if start is None or path.startswith(b"/"):
             d = self._directory(os.fsdecode(head))
@@ -96,7 +98,7 @@ class Reading:
             d = self.tree.resolve(head, start=start) if head else start
         if not isinstance(d, DirNode):
             raise fail(errno.ENOTDIR)
-        if name in (b".", b".."):
+        if special and name in (b".", b".."):
             raise fail(special)
         return d, name, len(bare) < len(path)
 
