@@ -2,8 +2,8 @@
 
 ``user.containers.override_stat`` holds ``uid:gid:mode[:type]``, mode in octal with a leading zero, type one of
 ``file``, ``dir``, ``symlink``, ``pipe``, ``socket``, ``block-MAJOR-MINOR``, ``char-MAJOR-MINOR``
-(containers/storage, pkg/idtools; fuse-overlayfs reads the same). It stands on the layer's root too, which tells that the
-layer may hold more of them.
+(containers/storage, pkg/idtools; fuse-overlayfs reads the same). It stands on the layer's root too, which tells that
+the layer may hold more of them.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ import fcntl
 import itertools
 import logging
 import os
-import shutil
 import stat
 from typing import Self
 
@@ -544,6 +543,8 @@ class UpperDirectory(StagedByName, DirectoryLayer):
                 mine, committed = left.has_inos, left.record is not None
                 left.close()
                 if mine and not committed:
+                    import shutil  # Heavy, and seldom needed.
+
                     self._take_back(destination)
                     shutil.rmtree(path)
                 elif not committed:

@@ -14,7 +14,6 @@ import datetime as dt
 import json
 import logging
 import os
-import secrets
 from typing import Any
 
 import attrs
@@ -94,7 +93,7 @@ def _record(tree: Tree, message: str, author: str, created_by: str, created: dt.
     if len(created_by) > _MAX_COMMAND:
         created_by = created_by[: _MAX_COMMAND - 1] + "…"
     entry = {
-        "id": secrets.token_hex(16),
+        "id": os.urandom(16).hex(),
         "parent": info(below[0]).id if below else None,
         "created": created.astimezone(dt.UTC).isoformat().replace("+00:00", "Z"),
         "author": author,
