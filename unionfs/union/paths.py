@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from unionfs.union.fs import UnionFS
 
 
+# pathlib.Path.resolve, until Python 3.13 let a loop be.
+_LOOPS_ARE_RUNTIME_ERRORS = sys.version_info < (3, 13)
+
 Segment: TypeAlias = "str | os.PathLike[str]"
 
 
@@ -152,11 +155,18 @@ class UnionPath(PurePosixPath):
     def resolve(self, strict: bool = False) -> Self:
         """Without symbolic links, ``.`` and ``..``. ``strict``: ``FileNotFoundError`` if there is no such path."""
         try:
-            return self.with_segments(self.fs.realpath(str(self), strict=strict))
+            found = self.with_segments(self.fs.realpath(str(self), strict=strict))
         except OSError as error:
-            if error.errno == errno.ELOOP and sys.version_info < (3, 13):
-                raise RuntimeError(f"Symlink loop from {str(self)!r}") from None
+            if error.errno == errno.ELOOP and _LOOPS_ARE_RUNTIME_ERRORS:
+                raise _loop(self) from None
             raise
+        if not strict and _LOOPS_ARE_RUNTIME_ERRORS:
+            try:
+                found.stat()
+            except OSError as error:
+                if error.errno == errno.ELOOP:
+                    raise _loop(found) from None
+        return found
 
     def readlink(self) -> Self:
         """Where the symbolic link leads."""
@@ -349,6 +359,10 @@ class UnionPath(PurePosixPath):
 
     def hardlink_to(self, target: Segment) -> None:
         self.fs.link(self._bare(target), str(self))
+
+
+def _loop(path: UnionPath) -> RuntimeError:
+    return RuntimeError(f"Symlink loop from {str(path)!r}")
 
 
 def _text(fs: UnionFS, path: Segment) -> str:

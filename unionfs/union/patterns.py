@@ -39,7 +39,10 @@ class Globber:
     def paths(self, pattern: str) -> Iterator[str]:
         """The paths that match."""
         rooted = len(pattern) - len(pattern.lstrip("/"))
-        if pattern:
+        if not _MAGIC.search(pattern):
+            if self._fs.isdir(pattern) if pattern.endswith("/") else self._fs.lexists(pattern):
+                yield pattern
+        else:
             yield from self._below(pattern[:rooted], re.split("/+", pattern[rooted:]))
 
     def _below(self, prefix: str, parts: list[str]) -> Iterator[str]:
@@ -133,7 +136,7 @@ class _Selector:
         elif rest:
             if self._fs.isdir(self._top + prefix + part):
                 yield from self.below(prefix + part + "/", rest)
-        elif self._fs.exists(self._top + prefix + part, follow_symlinks=not _SINCE_313):
+        elif self._fs.exists(self._top + prefix + part, follow_symlinks=sys.version_info < (3, 12)):
             yield prefix + part
 
     def _deep(self, prefix: str, rest: list[str]) -> Iterator[str]:
