@@ -76,14 +76,14 @@ class UpperDirectory(StagedByName, DirectoryLayer):
         trusted: bool | None = None,
         unmapped_as_root: bool = False,
     ) -> None:
-        super().__init__(path, unmapped_as_root=unmapped_as_root)
         self.volatile = volatile
         self.work = os.path.realpath(work)
-        inside = os.path.commonpath([self.path, self.work])
-        if inside in (self.path, self.work):
+        places = os.path.realpath(path), self.work
+        if os.path.commonpath(places) in places:
             raise LayerError(
                 errno.EINVAL, "the work directory and the upper directory must stand side by side", self.work
             )
+        super().__init__(path, unmapped_as_root=unmapped_as_root)
         self._counter = itertools.count()
         self._privileged = os.geteuid() == 0
         self._ids = (os.geteuid(), os.getegid())
