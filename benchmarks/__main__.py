@@ -49,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     options = _arguments(argv)
     chosen = selected(WORKLOADS, options.only)
     whole = not options.only and not options.quick
-    out: Path | None = options.json or (LATEST if whole or options.plot_only else None)
+    given = None if options.json is None else options.json.resolve()  # Workloads change the directory.
+    out: Path | None = given or (LATEST if whole or options.plot_only else None)
     if options.list:
         for workload in chosen:
             names = ", ".join(contender.name for contender in workload.contenders)

@@ -36,19 +36,19 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
     check(_fallocate(fd, mode, offset, length))
 
 
-def copy_data(src: int, dst: int, src_stat: os.stat_result, limit: int | None = None) -> None:
+def copy_data(src: int, dst: int, src_stat: os.stat_result, limit: int | None = None) -> bool:
     """Make ``dst`` (a new, empty file) hold the first ``limit`` bytes of ``src`` (all of it by default).
 
-    Neither file's offset is used; that of ``src`` moves where it has holes. Raises ``OSError``: ``ENOSPC``, ``EIO`` ….
+    Answers whether bytes were written that a flush would bring to disk: a reflink waits for the source's and is
+    metadata alone (ioctl_ficlonerange(2)). Neither file's offset is used; that of ``src`` moves where it has holes.
+    Raises ``OSError``: ``ENOSPC``, ``EIO`` ….
     """
     size = src_stat.st_size if limit is None else min(limit, src_stat.st_size)
-    if size == 0:
-        return
-    if limit is None and size > _SMALL and _reflink(src, dst, src_stat):
-        return
+    if size == 0 or (limit is None and size > _SMALL and _reflink(src, dst, src_stat)):
+        return False
     if src_stat.st_blocks * 512 >= size:
         _copy_range(src, dst, 0, size)
-        return
+        return True
     os.ftruncate(dst, size)
     position = 0
     while position < size:
@@ -64,6 +64,7 @@ def copy_data(src: int, dst: int, src_stat: os.stat_result, limit: int | None = 
             break
         _copy_range(src, dst, start, end - start)
         position = end
+    return True
 
 
 def _reflink(src: int, dst: int, src_stat: os.stat_result) -> bool:

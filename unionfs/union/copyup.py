@@ -35,17 +35,16 @@ _OPTIONAL = (b"trusted.", b"security.", b"system.nfs4_acl", b"btrfs.")
 _CAPABILITY = b"security.capability"
 
 
-def copy_file(src: LayerFile, dst: LayerFile, limit: int | None = None, st: os.stat_result | None = None) -> None:
+def copy_file(src: LayerFile, dst: LayerFile, limit: int | None = None, st: os.stat_result | None = None) -> bool:
     """Copy the data, holes kept, at most ``limit`` bytes of them; ``dst`` is a new file, or has the source's size.
 
-    ``st``: the source's metadata, if they are known.
+    ``st``: the source's metadata, if they are known. Answers whether there is something to flush.
     """
     if st is None:
         st = src.stat()
     here, there = src.fileno(), dst.fileno()
     if here is not None and there is not None:
-        copy_data(here, there, st, limit)
-        return
+        return copy_data(here, there, st, limit)
     size = st.st_size if limit is None else min(limit, st.st_size)
     position = 0
     while position < size:
@@ -66,6 +65,7 @@ def copy_file(src: LayerFile, dst: LayerFile, limit: int | None = None, st: os.s
                 dst.pwrite(block, position)
             position += len(block)
     dst.truncate(size)
+    return True
 
 
 def copy_metadata(
@@ -252,15 +252,16 @@ def _copy_up_regular(tree: TreeReader, n: FileNode, data: bool, limit: int | Non
     file = upper.stage()
     try:
         marks = Marks(ino=n.ino)
+        written = False
         if not copies and st.st_size:
             file.truncate(st.st_size)
             marks = Marks(ino=n.ino, metacopy=True, redirect=redirect)
         elif source is not None and st.st_size:
-            copy_file(source, file, limit, st if whole else None)
+            written = copy_file(source, file, limit, st if whole else None)
         restaged = home.layer is upper  # a metacopy, whose metadata may change meanwhile
         if not restaged:
             _dress(upper, file, home, lname, st, marks, source if whole else None, limit)
-        if source is not None and not upper.volatile:
+        if written and not upper.volatile:
             file.fsync()
         with tree.lock:
             if upper is not tree.upper or n.home is not home or n.lname != lname or (restaged and n.names is not None):
@@ -410,7 +411,7 @@ def _complete(tree: TreeReader, n: FileNode) -> None:
         source = found[0].layer.open(*found, os.O_RDONLY)
     st = file.stat()
     capability = file.getxattr(_CAPABILITY) if _CAPABILITY in file.listxattr() else None
-    copy_file(source, file)
+    written = copy_file(source, file)
     source.close()
     # Writing has taken the capabilities and, without root, the set-id bits (capabilities(7), inode(7)).
     if capability is not None:
@@ -418,7 +419,7 @@ def _complete(tree: TreeReader, n: FileNode) -> None:
     if file.stat().st_mode != st.st_mode:
         file.setattr(mode=stat.S_IMODE(st.st_mode))
     file.setattr(times=(st.st_atime_ns, st.st_mtime_ns))
-    if not upper.volatile:
+    if written and not upper.volatile:
         file.fsync()
     with tree.lock:
         if upper is not tree.upper or n.dead:
