@@ -13,6 +13,7 @@ import pytest
 
 import unionfs
 from unionfs import LayerError, LayerInfo, UnionError, UnionFS, UpperBusyError
+from unionfs.layer.trees import Link
 
 
 @pytest.fixture
@@ -116,14 +117,15 @@ def test_calls_that_can_not_work(layers: list[Path], scratch: Path) -> None:
 
 
 @pytest.mark.root
-def test_an_unreadable_layer(as_user: object, scratch: Path, layers: list[Path]) -> None:
+def test_an_unreadable_layer(scratch: Path, layers: list[Path]) -> None:
     layers[1].chmod(0)
     code = f"""
 import sys; sys.path.insert(0, {str(Path(unionfs.__file__).parent.parent)!r})
 import os, unionfs
+open_union = unionfs.UnionFS
 os.chmod({str(scratch)!r}, 0o755)
 os.setgid(12345); os.setuid(12345)
-try: unionfs.UnionFS([{str(layers[1])!r}])
+try: open_union([{str(layers[1])!r}])
 except unionfs.LayerError as error: print(error.errno, error.filename)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -205,6 +207,23 @@ def test_room(layers: list[Path]) -> None:
             fs.statvfs("/none")
 
 
+@pytest.mark.parametrize("kind", ["directory", "memory"])
+def test_hard_links_of_a_layer_without_file_handles(scratch: Path, kind: str) -> None:
+    """No index can hold them, and nobody has looked at the other names yet."""
+    (scratch / "upper").mkdir()
+    lower = unionfs.MemoryLayer.from_dict({"a": "data", "b": Link("a"), "d": {"c": Link("a")}})
+    with UnionFS([lower], scratch / "upper" if kind == "directory" else unionfs.MemoryLayer()) as fs:
+        fs.unlink("/a")
+        assert fs.read_text("/b") == "data"
+        assert fs.stat("/b").st_nlink == fs.stat("/d/c").st_nlink == 2
+        fs.write_text("/b", "new")
+        assert fs.read_text("/d/c") == "new"
+        fs.unlink("/b")
+        assert (fs.read_text("/d/c"), fs.stat("/d/c").st_nlink) == ("new", 1)
+        fs.unlink("/d/c")
+        assert fs.listdir("/d") == []
+
+
 def brief(found: list[LayerInfo]) -> list[str]:
     words = []
     for info in found:
@@ -233,3 +252,17 @@ def test_which_layer_holds_what(layers: list[Path], scratch: Path) -> None:
         with pytest.raises(FileNotFoundError) as caught:
             fs.layers_of("/none/x")
         assert caught.value.filename == "/none/x"
+
+
+def test_every_name_of_the_package_is_there() -> None:
+    assert set(unionfs.__all__) <= set(dir(unionfs))
+    for name in unionfs.__all__:
+        assert getattr(unionfs, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        unionfs.nothing  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_importing_the_package_waits_for_nothing() -> None:
+    code = "import sys, unionfs; print(*(name for name in sys.modules if name.startswith(('unionfs.', 'attr'))))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["unionfs.errors"]

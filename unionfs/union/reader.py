@@ -316,6 +316,8 @@ class TreeReader:
             keep = True
         if keep and changes == self.changes:
             n.st = st
+            if changes != self.changes:
+                n.st = None  # Who changed it may have looked before it was set.
         return st
 
     def steadily(self, look: Callable[[N], T], n: N) -> T:

@@ -352,8 +352,12 @@ class Tree(TreeReader):
     def _keep_by_another_name(self, n: FileNode, d: DirNode, name: bytes) -> None:
         """Without an index, the upper has the object only as long as it has one of its names."""
         assert n.names is not None
+        if any(in_upper for key, in_upper in n.names.items() if key != (d, name)):
+            return
+        if len(n.names) < self.stat(n).st_nlink:
+            self.know_names([n])
         others = [key for key in n.names if key != (d, name)]
-        if others and not any(n.names[key] for key in others):
+        if others:
             self.name_in_upper(n, *others[0])
 
     def _rehome(self, n: FileNode, d: DirNode, name: bytes) -> None:
