@@ -35,7 +35,8 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "oci": {"layer.whiteout", *SHARED},
     "testing": {"", *DOORS, *SHARED},
     "integrations": {"", "store", "oci", "testing", *DOORS, *SHARED},
-    "": {"build", "run", "store", "oci", *DOORS, *SHARED},
+    "api": {*DOORS, *SHARED},
+    "": {"api", "build", "run", "store", "oci", *DOORS, *SHARED},
     "cli": {"", "build", "run", "store", "oci", *DOORS, *SHARED},
 }
 

@@ -5,20 +5,43 @@
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unionfs.errors import LayerError, MountError, UnionError, UpperBusyError
-from unionfs.layer.directory import DirectoryLayer
-from unionfs.layer.memory import MemoryLayer
-from unionfs.types import LayerInfo
-from unionfs.union import fs as _fs
-from unionfs.union.commit import HistoryEntry
-from unionfs.union.diff import Change, docker_lines
-from unionfs.union.paths import UnionPath
 
 if TYPE_CHECKING:
-    from unionfs.mount import Mount
+    from unionfs.api import UnionFS
+    from unionfs.layer.directory import DirectoryLayer
+    from unionfs.layer.memory import MemoryLayer
+    from unionfs.types import LayerInfo
+    from unionfs.union.commit import HistoryEntry
+    from unionfs.union.diff import Change, docker_lines
+    from unionfs.union.paths import UnionPath
+else:
+    # Loaded when somebody asks: who only wants an error, or the command line's help, does not wait for the core.
+    _HOMES = {
+        "Change": "union.diff",
+        "DirectoryLayer": "layer.directory",
+        "HistoryEntry": "union.commit",
+        "LayerInfo": "types",
+        "MemoryLayer": "layer.memory",
+        "UnionFS": "api",
+        "UnionPath": "union.paths",
+        "docker_lines": "union.diff",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        import importlib
+
+        found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "Change",
@@ -37,21 +60,3 @@ __all__ = [
 ]
 
 __version__ = "0.1.0.dev0"
-
-
-class UnionFS(_fs.UnionFS):
-    # The core knows of no mounts (docs/architecture.md): here it learns to be mounted.
-
-    __doc__ = _fs.UnionFS.__doc__
-
-    def mount(self, path: str | os.PathLike[str], engine: str = "auto", **options: Any) -> Mount:
-        """Mount the union at a directory of the host until the ``with`` block ends; see ``unionfs.mount.mount``.
-
-            with fs.mount("/mnt/merged"):
-                subprocess.run(["ls", "/mnt/merged"])
-
-        What changes here is seen there, and the other way round. Raises ``MountError``.
-        """
-        from unionfs.mount import mount
-
-        return mount(self, path, engine, **options)
