@@ -244,9 +244,7 @@ def test_same_changes(both: tuple[unionfs.UnionFS, Host], scratch: Path, chunk: 
             now = tree(fs, lambda path: path or "/")
             then = tree(pair, pair.at)
             if now != then:
-                found.append(
-                    f"{call}: {now.items() - then.items()} and not {then.items() - now.items()}"
-                )
+                found.append(f"{call}: {now.items() - then.items()} and not {then.items() - now.items()}")
         if kind == "directory":
             with unionfs.UnionFS(layers, upper) as again:
                 if now != tree(again, lambda path: path or "/"):
