@@ -266,3 +266,11 @@ def test_importing_the_package_waits_for_nothing() -> None:
     code = "import sys, unionfs; print(*(name for name in sys.modules if name.startswith(('unionfs.', 'attr'))))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["unionfs.errors"]
+
+
+def test_the_upper_directorys_own_age_is_no_change(scratch: Path) -> None:
+    for layer in ("low", "up"):
+        (scratch / layer).mkdir()
+    os.utime(scratch / "low", ns=(0, 0))
+    with UnionFS(lower=[scratch / "low"], upper=scratch / "up", work=scratch / "work") as fs:
+        assert list(fs.diff()) == []

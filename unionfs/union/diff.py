@@ -57,7 +57,8 @@ def diff(tree: TreeReader, path: str = "/") -> Iterator[Change]:
     """The changes at and below ``path``, by path, a directory before what is in it.
 
     A deleted directory is one change; of an added one, all that is in it is added too. The modification time of a
-    directory counts only where none of its entries came or went. ``ENOENT`` if ``path`` is neither here nor below.
+    directory counts only where none of its entries came or went; that of the root never does, for it is that of the
+    upper directory, which was made at its own time. ``ENOENT`` if ``path`` is neither here nor below.
     """
     if tree.upper is None:
         return
@@ -153,7 +154,7 @@ class _Comparison:
             names = {**self.old.entries(old), **self.new.entries(new)}
         pairs = [(name, _get(self.old, old, name), _get(self.new, new, name)) for name in sorted(names)]
         what = self.metadata(old, new)
-        if any((before is None) != (after is None) for _, before, after in pairs):
+        if not path or any((before is None) != (after is None) for _, before, after in pairs):
             what -= {"times"}
         if what:
             yield self.changed(path or b"/", old, new, what)
