@@ -78,6 +78,8 @@ class TreeReader:
         self.links = Links(self)
         self.writers: set[FileNode] = set()
         self.orphans: set[FileNode] = set()
+        self.lent: str | None = None
+        """Who changes the upper instead of us, in words; changes then raise ``EBUSY``, until ``reread``."""
         self._below: TreeReader | None = None
         self._subscribers: list[Callable[[Node, bytes | None], None]] = []
         self.root = DirNode(None, b"")
@@ -563,6 +565,33 @@ class TreeReader:
         self._below = None
 
     # Life
+
+    def reread(self) -> None:
+        """Forget all that is known of the tree: the upper was lent to somebody, who has changed it and is done.
+
+        Nodes that are still held, the root apart, are from now on as if removed; what is open can be read as it was.
+        """
+        with self.lock:
+            self.moves += 1
+            todo: list[Node] = [self.root, *self.links.nodes()]
+            while todo:
+                n = todo.pop()
+                if isinstance(n, DirNode):
+                    entries, n.entries, n.dead = n.entries or {}, {}, n is not self.root
+                    todo += [child for child in entries.values() if isinstance(child, Node)]
+                    for name in entries:
+                        for tell in self._subscribers:
+                            tell(n, name)
+                elif isinstance(n, FileNode):
+                    n.dead, n.parent, n.names, n.handle = True, None, None, None
+                    if n.open:
+                        self.orphans.add(n)
+                self.touched(n)
+            self.root.entries, self.root.srcs, self.root.shadow_of = None, self.resolver.roots(), None
+            self.cache.clear()
+            self.links = Links(self)
+            self.lent = None
+            self.moves += 1
 
     def subscribe(self, tell: Callable[[Node, bytes | None], None]) -> None:
         """Call ``tell(node, None)`` when a node's metadata or bytes change, ``tell(directory, name)`` when an entry

@@ -41,9 +41,11 @@ class Tree(TreeReader):
     """
 
     def writable(self) -> WritableLayer:
-        """The upper. ``EROFS`` if there is none."""
+        """The upper. ``EROFS`` if there is none, ``EBUSY`` while it is lent."""
         if self.upper is None:
             raise fail(errno.EROFS)
+        if self.lent is not None:
+            raise OSError(errno.EBUSY, self.lent)
         return self.upper
 
     @contextlib.contextmanager
