@@ -48,12 +48,36 @@ class FdFile:
     def fileno(self) -> int | None:
         return self._hold().n
 
+    def reopen(self, flags: int) -> FdFile:
+        fd = self._hold()
+        if flags & (os.O_ACCMODE | os.O_TRUNC):
+            self._layer.check_writable()
+        return FdFile(self._layer, os.open(f"/proc/self/fd/{fd.n}", flags | os.O_CLOEXEC))
+
     def close(self) -> None:
         self._fd = None
 
     def pread(self, size: int, offset: int) -> bytes:
         fd = self._hold()
         return os.pread(fd.n, size, offset)
+
+    def readinto(self, buffer: memoryview, offset: int, wait: bool = True) -> int:
+        fd = self._hold()
+        flags = 0 if wait or not self._layer.has_nowait else os.RWF_NOWAIT
+        done = 0
+        while done < len(buffer):
+            try:
+                count = os.preadv(fd.n, [buffer[done:]], offset + done, flags)
+            except OSError as error:
+                if not flags or error.errno not in (errno.EOPNOTSUPP, errno.ENOSYS):
+                    raise
+                self._layer.has_nowait = False  # A file system without, or Linux before 4.14.
+                flags = 0
+                continue
+            if not count:
+                break
+            done += count
+        return done
 
     def pwrite(self, data: bytes | memoryview, offset: int) -> int:
         fd = self._hold()
@@ -100,11 +124,19 @@ class FdFile:
 
     def getxattr(self, key: bytes) -> bytes:
         fd = self._hold()
+        if key == owners.OVERRIDE.encode():
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         return os.getxattr(fd.n, whiteout.escape(key))
 
-    def setxattr(self, key: bytes, value: bytes) -> None:
+    def setxattr(self, key: bytes, value: bytes, flags: int = 0) -> None:
         fd = self._hold()
-        os.setxattr(fd.n, whiteout.escape(key), value)
+        if key == owners.OVERRIDE.encode():
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        os.setxattr(fd.n, whiteout.escape(key), value, flags)
+
+    def removexattr(self, key: bytes) -> None:
+        fd = self._hold()
+        os.removexattr(fd.n, whiteout.escape(key))
 
 
 class DirectoryLayer:
@@ -118,6 +150,7 @@ class DirectoryLayer:
     """
 
     immutable = True
+    has_nowait = True
 
     def __init__(
         self, path: str | os.PathLike[str], *, exclude: Iterable[str] = (), unmapped_as_root: bool = False

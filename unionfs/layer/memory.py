@@ -74,6 +74,12 @@ class MemoryFile:
     def fileno(self) -> int | None:
         return None
 
+    def reopen(self, flags: int) -> MemoryFile:
+        file = MemoryFile(self._layer, self._held(), flags)
+        if flags & os.O_TRUNC:
+            file.truncate(0)
+        return file
+
     def close(self) -> None:
         self._node = None
 
@@ -89,6 +95,11 @@ class MemoryFile:
             if not self._flags & os.O_NOATIME:
                 self._layer.accessed(node)
             return node.pages.read(size, offset)
+
+    def readinto(self, buffer: memoryview, offset: int, wait: bool = True) -> int:  # noqa: ARG002
+        data = self.pread(len(buffer), offset)
+        buffer[: len(data)] = data
+        return len(data)
 
     def seek(self, offset: int, whence: int) -> int:
         with self._layer.lock:
@@ -145,11 +156,17 @@ class MemoryFile:
         except KeyError:
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA)) from None
 
-    def setxattr(self, key: bytes, value: bytes) -> None:
+    def setxattr(self, key: bytes, value: bytes, flags: int = 0) -> None:
         with self._layer.lock:
             node = self._held()
             self._check_changeable(node)
-            set_xattr(node, key, value)
+            set_xattr(node, key, value, flags)
+
+    def removexattr(self, key: bytes) -> None:
+        with self._layer.lock:
+            node = self._held()
+            self._check_changeable(node)
+            remove_xattr(node, key)
 
 
 class MemoryLayer(StagedByName):

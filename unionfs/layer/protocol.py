@@ -75,9 +75,18 @@ class LayerFile(Protocol):
     """An open regular file of a layer. Closed when the last reference goes, or by ``close``."""
 
     def pread(self, size: int, offset: int) -> bytes: ...
+    def readinto(self, buffer: memoryview, offset: int, wait: bool = True) -> int:
+        """Fill ``buffer`` from ``offset``; how many bytes, fewer at the end of the file only (preadv(2)).
+
+        ``BlockingIOError`` unless ``wait``, where the bytes are not in memory.
+        """
+
     def stat(self) -> os.stat_result: ...
     def seek(self, offset: int, whence: int) -> int:
         """``SEEK_DATA`` or ``SEEK_HOLE`` from ``offset`` (lseek(2)). ``ENXIO`` past the end."""
+
+    def reopen(self, flags: int) -> LayerFile:
+        """Open the same file once more (open(2): access mode, ``O_TRUNC``), whether or not it has a name."""
 
     def fileno(self) -> int | None:
         """The descriptor, or ``None`` for a file that has none."""
@@ -102,7 +111,8 @@ class LayerFile(Protocol):
         """As ``Layer.listxattr``, of the open file."""
 
     def getxattr(self, key: bytes) -> bytes: ...
-    def setxattr(self, key: bytes, value: bytes) -> None: ...
+    def setxattr(self, key: bytes, value: bytes, flags: int = 0) -> None: ...
+    def removexattr(self, key: bytes) -> None: ...
 
 
 @runtime_checkable
@@ -182,8 +192,11 @@ class WritableLayer(Layer, Protocol):
     def create(self, d: LayerDir, name: bytes, mode: int) -> LayerFile:
         """A new regular file, open for reading and writing. ``EEXIST``."""
 
-    def stage(self) -> LayerFile:
-        """A new regular file of mode 0600, open for reading and writing, that has no name in the tree yet."""
+    def stage(self, like: LayerDir | None = None, mode: int = 0o600) -> LayerFile:
+        """A new regular file, open for reading and writing, that has no name in the tree yet.
+
+        ``like``: a directory whose group and default ACL it inherits, where files without any name are to be had.
+        """
 
     def dress(self, file: LayerFile, st: os.stat_result, marks: Marks) -> None:
         """Give a staged file the owner and the permission bits of ``st``, and its first marks."""

@@ -23,9 +23,9 @@ class _Nameable(Protocol):
 class StagedByName:
     """``stage``, ``dress``, ``place`` and ``discard`` of ``WritableLayer``, with a name in ``staging``."""
 
-    def stage(self: WritableLayer) -> LayerFile:
+    def stage(self: WritableLayer, like: LayerDir | None = None, mode: int = 0o600) -> LayerFile:  # noqa: ARG002
         temp = self.temp_name()
-        file = self.create(self.staging, temp, 0o600)
+        file = self.create(self.staging, temp, mode)
         _named(file).staged = temp
         return file
 

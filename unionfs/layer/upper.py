@@ -178,18 +178,22 @@ class UpperDirectory(StagedByName, DirectoryLayer):
             self._narrow(self.proc(fd, name), mode)
         return file
 
-    def stage(self) -> LayerFile:
+    def stage(self, like: LayerDir | None = None, mode: int = 0o600) -> LayerFile:
         self.check_writable()
         if self._tmpfile:
-            fd = self.fd(self.staging)
+            fd = self.fd(like or self.staging)
+            real = mode if self._privileged else mode | 0o600
             try:
-                return FdFile(self, os.open(b".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=fd.n))
+                file = FdFile(self, os.open(b".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, real, dir_fd=fd.n))
+                if real != mode:
+                    file.setattr(mode=mode & ~umask())
+                return file
             except OSError as error:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
                     raise
                 log.info("%s: no O_TMPFILE here, staged by name", self.path)
                 self._tmpfile = False
-        return StagedByName.stage(self)
+        return StagedByName.stage(self, like, mode)
 
     def dress(self, file: LayerFile, st: os.stat_result, marks: Marks) -> None:
         n = file.fileno()

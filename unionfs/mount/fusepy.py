@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import atexit
 import errno
 import importlib
 import logging
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
-import weakref
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from unionfs._sys.dispositions import as_python_says
 from unionfs.errors import MountError
 from unionfs.mount import mountinfo
-from unionfs.mount.engine import FSTYPE, SHOWN_ELSEWHERE, SUBTYPE, Engine, Mount, MountOptions
+from unionfs.mount.engine import FSTYPE, SUBTYPE, Engine, Mount, MountOptions
 from unionfs.mount.pathops import PathOperations
-from unionfs.mount.unmounting import unmount
+from unionfs.mount.served import ServedMount
 
 if TYPE_CHECKING:
     from unionfs.union.fs import UnionFS
@@ -29,7 +26,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _ANSWER_WITHIN = 15.0  # seconds
-_LAST_REQUEST_WITHIN = 3.0  # seconds
 _LONG = 86400.0
 _LIBFUSE_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE)
 
@@ -124,35 +120,30 @@ def _escape(text: str) -> str:
     return os.fsencode(text.replace("\\", "\\\\").replace(",", "\\,")).decode("latin-1")
 
 
-class _FuseMount(Mount):
+class _FuseMount(ServedMount):
     engine = FusepyEngine.name
 
     def __init__(self, fs: UnionFS, mountpoint: str, options: MountOptions) -> None:
-        self.mountpoint = mountpoint
-        self._tree = fs.tree
-        self._owner = os.getpid()
+        super().__init__(fs.tree, mountpoint)
         self._ready = threading.Event()
-        self._served = threading.Event()
-        self._unmounting = threading.Lock()
         self._failure: BaseException | None = None
         covered = mountinfo.mount_at(mountpoint)
         words = _libfuse_options(mountpoint, options)
         self._thread = threading.Thread(
             target=self._serve, args=(words, options.sole), name=f"unionfs mount {mountpoint}", daemon=True
         )
-        _children_by_fork(+1)
+        self.begin()
         self._thread.start()
         try:
-            self._device = self._wait_for_answer(covered)
+            self.device = self._wait_for_answer(covered)
         except BaseException:
             if not self._thread.is_alive():
-                _children_by_fork(-1)
+                self.drop()
             raise
-        _alive.add(self)
 
     def _serve(self, words: dict[str, Any], sole: bool) -> None:
         fuse = _fuse()
-        operations = PathOperations(self._tree, fuse.fuse_get_context, sole=sole, on_init=self._on_init)
+        operations = PathOperations(self.tree, fuse.fuse_get_context, sole=sole, on_init=self._on_init)
         try:
             fuse.FUSE(
                 operations,
@@ -166,12 +157,12 @@ class _FuseMount(Mount):
             self._failure = error
             log.debug("%s: fuse_main: %r", self.mountpoint, error)
         finally:
-            self._served.set()
+            self.served.set()
             for signum in _LIBFUSE_SIGNALS:
                 as_python_says(signum)
             operations.close()
             if self._ready.is_set():
-                self._tree.sync()
+                self.tree.sync()
 
     def _on_init(self) -> None:
         # fuse_main has taken the signals of this process for itself (fuse_set_signal_handlers(3)): give them back.
@@ -196,63 +187,6 @@ class _FuseMount(Mount):
             raise MountError(errno.ETIMEDOUT, "the mount does not answer", self.mountpoint)
         return entry.device
 
-    def wait(self, timeout: float | None = None) -> bool:
+    def join(self, timeout: float | None = None) -> bool:
         self._thread.join(timeout)
-        if self._thread.is_alive():
-            return False
-        if self in _alive:
-            _alive.discard(self)
-            _children_by_fork(-1)
-        return True
-
-    def unmount(self, *, lazy: bool = False) -> None:
-        if self._owner != os.getpid():
-            return  # A forked child has no part in its parent's mount.
-        with self._unmounting:
-            if self._thread.is_alive():
-                entry = mountinfo.mount_at(self.mountpoint)
-                if entry is not None and entry.device == self._device:
-                    unmount(self.mountpoint, lazy=lazy)
-                elif any(below.device == self._device for below in mountinfo.mounts()):
-                    raise MountError(errno.EBUSY, "something else is mounted on top", self.mountpoint)
-            if lazy:
-                return
-            if self._served.wait(_LAST_REQUEST_WITHIN):
-                self.wait()
-            else:
-                log.warning("%s: %s, and it is served on", self.mountpoint, SHOWN_ELSEWHERE)
-                self._tree.sync()
-
-
-_alive: weakref.WeakSet[_FuseMount] = weakref.WeakSet()
-_count = 0
-_count_lock = threading.Lock()
-_usual: dict[str, Any] = {}
-
-
-def _children_by_fork(step: int) -> None:
-    """While this process serves a mount, ``subprocess`` must not use vfork(2) or posix_spawn(3).
-
-    Both stop the calling thread, which holds the interpreter's lock, until the child has executed its program. A child
-    whose program or directory is on the mount would wait for us for ever. The two switches are documented
-    (subprocess, "Disabling use of vfork() or posix_spawn()").
-    """
-    global _count
-    with _count_lock:
-        if _count == 0 and step > 0:
-            for name in ("_USE_VFORK", "_USE_POSIX_SPAWN"):
-                _usual[name] = getattr(subprocess, name)
-                vars(subprocess)[name] = False
-        _count += step
-        if _count == 0:
-            vars(subprocess).update(_usual)
-
-
-@atexit.register
-def _unmount_all() -> None:
-    for mounted in list(_alive):
-        try:
-            mounted.unmount(lazy=True)
-        except MountError:
-            continue  # Nothing is left to do with it: the process ends, and the kernel answers ENOTCONN from then on.
-        mounted.wait(1.0)
+        return not self._thread.is_alive()

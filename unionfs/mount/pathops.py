@@ -34,6 +34,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from unionfs.mount.failing import told
+
 if TYPE_CHECKING:
     from unionfs.union.handle import Handle
     from unionfs.union.node import DirNode, FileNode, Node
@@ -133,12 +135,7 @@ class PathOperations:
             failure: BaseException = error
         except BaseException as error:  # noqa: BLE001  # One bad request must not take the mount down.
             failure = error
-        where = failure.__traceback__
-        while where is not None and where.tb_next is not None:
-            where = where.tb_next
-        place = f"{where.tb_frame.f_code.co_filename}:{where.tb_lineno}" if where else "?"
-        log.error("%s %r failed: %s: %s (%s)", operation, args[:1], type(failure).__name__, failure, place)
-        log.debug("%s", operation, exc_info=failure)
+        told(operation, args[:1], failure)
         raise _fail(errno.EIO)
 
     def init(self, _path: str) -> int:

@@ -140,7 +140,7 @@ def _complete_links(tree: Tree) -> None:
     kept = tree.links.in_index()
     if any(tree.links.names_unknown(n) for n in kept):
         log.info("commit: looking for other names of %d hard links", len(kept))
-        tree.know_names(kept)
+        tree.links.know(kept)
     for n in kept:
         for d, name in [key for key, in_upper in (n.names or {}).items() if not in_upper]:
             tree.name_in_upper(n, d, name)

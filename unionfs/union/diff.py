@@ -126,7 +126,7 @@ class _Comparison:
         links = self.new.links
         with self.new.lock:
             kept = links.in_index()
-            self.new.know_names(kept)
+            links.know(kept)
         for n in kept:
             for (d, name), in_upper in (n.names or {}).items():
                 if not in_upper:

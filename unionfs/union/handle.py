@@ -54,6 +54,16 @@ class Handle:
             self.tree.accessed(self.node)
         return data
 
+    def readinto(self, buffer: memoryview, offset: int, wait: bool = True) -> int:
+        """Fill ``buffer`` from ``offset``; how many bytes, fewer at the end of the file only.
+
+        ``BlockingIOError`` unless ``wait``, where the bytes would have to come from a disk.
+        """
+        count = self.file.readinto(buffer, offset, wait)
+        if self.node.home.layer is self.tree.upper:
+            self.tree.accessed(self.node)
+        return count
+
     def pwrite(self, data: bytes | memoryview, offset: int) -> int:
         """Write at ``offset``; how many bytes were written (pwrite(2))."""
         try:

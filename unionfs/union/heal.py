@@ -10,6 +10,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from unionfs.layer.protocol import DT_DIR
+from unionfs.union.identity import settle_number
 from unionfs.union.node import UNKNOWN, DirNode, FileNode, Node
 from unionfs.union.resolve import Code, kind_of, places
 
@@ -88,7 +89,7 @@ class _Healing:
             probe = DirNode(d, name, places(code))
         else:
             probe = FileNode(d, name, kind_of(code), home, name)
-        tree.settle_number(probe, st)
+        settle_number(tree, probe, st)
         for i, (old, old_name, n) in enumerate(self.loose):
             if n.kind != probe.kind or n.ino != probe.ino:
                 continue

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import xxhash
 
-from unionfs.layer.protocol import Layer
+from unionfs.layer.protocol import DT_DIR, Layer
+from unionfs.union.node import DirNode, FileNode, Node
+
+if TYPE_CHECKING:
+    from unionfs.union.reader import TreeReader
 
 _SHIFT = 48
 _MASK = (1 << _SHIFT) - 1
@@ -85,3 +90,38 @@ def numbered(st: os.stat_result, ino: int, dev: int, nlink: int) -> os.stat_resu
             st.st_rdev,
         )
     )
+
+
+def settle_number(tree: TreeReader, n: Node, st: os.stat_result) -> None:
+    """Give a new node its inode number; ``st``: what its layer says of it."""
+    home, lname = tree.home_of(n)
+    if home.layer.has_inos:
+        if isinstance(n, DirNode) and n.srcs is not None:
+            home, lname = n.srcs[0], b"."
+        marks = home.layer.marks(home, lname)
+        # readdir(3) hides what has the number 0.
+        if marks.ino and not _is_above(n, marks.ino):
+            n.ino = marks.ino
+            return
+        if marks.origin is not None:
+            st = _origin(tree, n, marks.origin) or st
+    n.ino = tree.numbers.number(st)
+
+
+def _is_above(n: Node, ino: int) -> bool:
+    """Whether a directory above ``n`` has this number: programs that walk a tree would see a loop (fts(3))."""
+    at = n.parent if n.kind == DT_DIR else None
+    while at is not None and at.ino != ino:
+        at = at.parent
+    return at is not None
+
+
+def _origin(tree: TreeReader, n: Node, handle: bytes) -> os.stat_result | None:
+    """What ``n`` was before overlayfs copied it up (overlayfs.rst, "inode properties"): that had the number."""
+    for layer in tree.resolver.layers:
+        st = layer.by_handle(handle)
+        if st is not None:
+            # Of a hard link without an index there may be several copies.
+            alone = n.kind == DT_DIR or st.st_nlink == 1 or (isinstance(n, FileNode) and n.handle is not None)
+            return st if alone and st.st_mode >> 12 == n.kind else None
+    return None

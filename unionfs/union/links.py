@@ -12,12 +12,15 @@ import errno
 import logging
 import os
 import re
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import attrs
 
 from unionfs.layer.protocol import DT_DIR, DT_REG, DT_WHT, LayerDir, Marks, WritableLayer
 from unionfs.union.copyup import afterwards, kept_times
+from unionfs.union.identity import settle_number
 from unionfs.union.node import UNKNOWN, DirNode, FileNode
 
 if TYPE_CHECKING:
@@ -85,7 +88,7 @@ class Links:
                 known.names = {}
                 self._read_count(known, handle, upper.marks(index, handle), st)
                 self._nodes[st.st_dev, st.st_ino] = known
-                self._tree.settle_number(known, st)
+                settle_number(self._tree, known, st)
             known.home, known.lname, known.handle = index, handle, handle
         return [n for n in self.nodes() if n.handle is not None]
 
@@ -122,6 +125,31 @@ class Links:
                 assert n.names is not None
                 n.names[key] = False
 
+    def know(self, files: Iterable[FileNode]) -> None:
+        """Look for the names of these hard links that nobody asked for yet: beside the known ones, then everywhere.
+
+        It ends when all are known; else it takes as long as a walk. What can't be read, or is gone by now, is passed
+        over: a lower that is the host's own root changes while it is looked at.
+        """
+        total = {n: self.names_unknown(n) + len(n.names or ()) for n in files}
+        missing = {n for n in total if len(n.names or ()) < total[n]}
+        for d in {d: None for n in missing for d, _ in n.names or ()}:
+            self._know_entries(d)
+        todo: list[DirNode] = [self._tree.root]
+        while todo and (missing := {n for n in missing if len(n.names or ()) < total[n]}):
+            todo += self._know_entries(todo.pop())
+
+    def _know_entries(self, d: DirNode) -> list[DirNode]:
+        """Look up every name in ``d``; the directories among them."""
+        found: list[DirNode] = []
+        with suppress(OSError):
+            for name, _, _ in self._tree.listdir(d):
+                with suppress(OSError):
+                    node = self._tree.lookup(d, name)
+                    if isinstance(node, DirNode):
+                        found.append(node)
+        return found
+
     def nodes(self) -> list[FileNode]:
         """All nodes that are known to have, or to have had, several names."""
         return list({id(n): n for n in self._nodes.values()}.values())
@@ -144,7 +172,7 @@ class Links:
             elif in_upper:
                 self._from_upper(found, st)
             if not found.ino:
-                tree.settle_number(found, st)
+                settle_number(self._tree, found, st)
         elif in_upper and found.parent is None and found.handle is None:
             found.home, found.lname = home, lname  # Its known names have gone, and this one was not known.
         found.add_name(d, name, in_upper)

@@ -93,7 +93,8 @@ class FileNode(Node):
 
     ``home`` and ``lname``: where its metadata are, and its bytes too unless ``data`` names another place: a metacopy
     whose bytes are in a layer below. ``data`` is ``UNKNOWN`` until somebody needs it. ``open``: its open files.
-    ``dead``: it has no name left. ``kept``: the upper's object of an open metacopy that lost its name.
+    ``dead``: it has no name left. ``kept``: the upper's object of an open metacopy that lost its name. ``unnamed``: the
+    file of one that never had a name (``Tree.tmpfile``). ``uncached``: how many there are who write to it without us.
 
     Of hard links only: ``names``, each known name and whether the upper has it under that name; ``nlink_delta``:
     names in the union that the link count of ``home`` does not count; ``handle``: the name of its entry in the index;
@@ -114,6 +115,7 @@ class FileNode(Node):
         "nlink_delta",
         "open",
         "uncached",
+        "unnamed",
     )
 
     def __init__(self, parent: DirNode | None, name: bytes, kind: int, home: LayerDir, lname: bytes) -> None:
@@ -128,6 +130,7 @@ class FileNode(Node):
         self.kept: LayerFile | None = None
         self.dead = False
         self.uncached = 0
+        self.unnamed: LayerFile | None = None
         self.busy: threading.Lock | None = None
         self.handle: bytes | None = None
         self.links_below: int | None = None

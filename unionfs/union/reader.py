@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from unionfs.layer.protocol import DT_DIR, DT_LNK, DT_REG, Layer, LayerDir, LayerFile, WritableLayer
 from unionfs.union.handle import Handle
-from unionfs.union.identity import Numbers, numbered
+from unionfs.union.identity import Numbers, numbered, settle_number
 from unionfs.union.links import Links
 from unionfs.union.node import DirNode, FileNode, Node, Opened, Unknown
 from unionfs.union.pathcache import PathCache
@@ -80,6 +79,8 @@ class TreeReader:
         self.orphans: set[FileNode] = set()
         self.lent: str | None = None
         """Who changes the upper instead of us, in words; changes then raise ``EBUSY``, until ``reread``."""
+        self.remembered = False
+        """Whether somebody goes on asking for what lost its last name without being open, as the kernel does."""
         self._below: TreeReader | None = None
         self._subscribers: list[Callable[[Node, bytes | None], None]] = []
         self.root = DirNode(None, b"")
@@ -160,37 +161,40 @@ class TreeReader:
             if name == b"..":
                 return d if d.parent is None else d.parent
             raise fail(errno.ENAMETOOLONG if len(name) > NAME_MAX else errno.ENOENT, name)
-        return self._node(d, name)
+        return self.known(d, name, True)[0]
 
-    def _node(self, d: DirNode, name: bytes) -> Node:
-        """Make the node of an entry that nobody asked for yet."""
+    def known(self, d: DirNode, name: bytes, keep: bool) -> tuple[Node, os.stat_result | None]:
+        """The node of an entry; and its layer's word of it, if nobody asked for it before and it has one name.
+
+        ``keep``: the node keeps that as its metadata. ``ENOENT``.
+        """
         with self.lock:
             entries = self.entries(d)
             code = entries.get(name)
             if code is None:
                 raise fail(errno.ENOENT, name)
             if isinstance(code, Node):
-                return code
-            node: Node
+                return code, None
             if kind_of(code) == DT_DIR:
-                node = DirNode(d, name, places(code))
-                home, lname = self.home_of(node)
-                self.settle_number(node, home.layer.stat(home, lname))
-            else:
-                home = self.sources(d)[-1 - places(code)[0]]
-                changes = self.changes
-                st = home.layer.stat(home, name)
-                if st.st_nlink > 1:
-                    node = self.links.node(d, name, kind_of(code), home, name, st)
-                else:
-                    node = FileNode(d, name, kind_of(code), home, name)
-                    self.settle_number(node, st)
-                    if st.st_size and not st.st_blocks:
-                        st = self._with_blocks(node, st)
-                    if changes == self.changes:
-                        node.st = numbered(st, node.ino, self.numbers.device, 1)
+                directory = DirNode(d, name, places(code))
+                home, lname = self.home_of(directory)
+                settle_number(self, directory, home.layer.stat(home, lname))
+                entries[name] = directory
+                return directory, None
+            home = self.sources(d)[-1 - places(code)[0]]
+            changes = self.changes
+            st = home.layer.stat(home, name)
+            if st.st_nlink > 1:
+                entries[name] = link = self.links.node(d, name, kind_of(code), home, name, st)
+                return link, None
+            node = FileNode(d, name, kind_of(code), home, name)
+            settle_number(self, node, st)
+            if st.st_size and not st.st_blocks:
+                st = self._with_blocks(node, st)
+            if keep and changes == self.changes:
+                node.st = numbered(st, node.ino, self.numbers.device, 1)
             entries[name] = node
-            return node
+            return node, st
 
     def peek(self, d: DirNode, name: bytes) -> os.stat_result | None:
         """What ``stat(lookup(d, name))`` would answer, without a node to remember.
@@ -218,38 +222,6 @@ class TreeReader:
         numbers = self.numbers
         ino = st.st_ino if st.st_dev == numbers.home else numbers.number(st)
         return numbered(st, ino, numbers.device, 1)
-
-    def settle_number(self, n: Node, st: os.stat_result) -> None:
-        """Give a new node its inode number; ``st``: what its layer says of it."""
-        home, lname = self.home_of(n)
-        if home.layer.has_inos:
-            if isinstance(n, DirNode) and n.srcs is not None:
-                home, lname = n.srcs[0], b"."
-            marks = home.layer.marks(home, lname)
-            # readdir(3) hides what has the number 0.
-            if marks.ino and not self._is_above(n, marks.ino):
-                n.ino = marks.ino
-                return
-            if marks.origin is not None:
-                st = self._origin(n, marks.origin) or st
-        n.ino = self.numbers.number(st)
-
-    def _is_above(self, n: Node, ino: int) -> bool:
-        """Whether a directory above ``n`` has this number: programs that walk a tree would see a loop (fts(3))."""
-        at = n.parent if n.kind == DT_DIR else None
-        while at is not None and at.ino != ino:
-            at = at.parent
-        return at is not None
-
-    def _origin(self, n: Node, handle: bytes) -> os.stat_result | None:
-        """What ``n`` was before overlayfs copied it up (overlayfs.rst, "inode properties"): that had the number."""
-        for layer in self.resolver.layers:
-            st = layer.by_handle(handle)
-            if st is not None:
-                # Of a hard link without an index there may be several copies.
-                alone = n.kind == DT_DIR or st.st_nlink == 1 or (isinstance(n, FileNode) and n.handle is not None)
-                return st if alone and st.st_mode >> 12 == n.kind else None
-        return None
 
     def resolve(self, path: bytes, follow: bool = True, start: Node | None = None) -> Node:
         """The node at ``path``, symbolic links resolved inside the union; the last one only where ``follow``.
@@ -310,17 +282,22 @@ class TreeReader:
         if known is not None:
             return known
         changes = self.changes
-        if isinstance(n, FileNode):
-            st = self.steadily(self._file_stat, n)
-            keep = not n.uncached
-        else:
-            st = self.steadily(self._dir_stat, n)
-            keep = True
+        found, nlink = self.attributes(n)
+        st = numbered(found, n.ino, self.numbers.device, nlink)
+        keep = not (isinstance(n, FileNode) and n.uncached)
         if keep and changes == self.changes:
             n.st = st
             if changes != self.changes:
                 n.st = None  # Who changed it may have looked before it was set.
         return st
+
+    def attributes(self, n: Node) -> tuple[os.stat_result, int]:
+        """A layer's word of ``n`` and the link count in the union; ``st_ino`` and ``st_dev`` are not the union's, and
+        nothing is kept."""
+        known = n.st
+        if known is not None:
+            return known, known.st_nlink
+        return self.steadily(self._file_attributes if isinstance(n, FileNode) else self._dir_attributes, n)
 
     def steadily(self, look: Callable[[N], T], n: N) -> T:
         """``look(n)``, which goes by the place where ``n`` stands: once more, with the lock, if something moved
@@ -338,15 +315,16 @@ class TreeReader:
         with self.lock:
             return look(n)
 
-    def _file_stat(self, n: FileNode) -> os.stat_result:
+    def _file_attributes(self, n: Node) -> tuple[os.stat_result, int]:
+        assert isinstance(n, FileNode)
         if n.nameless:
             with self.lock:
                 st = self.open_file(n).stat()
-            return numbered(st, n.ino, self.numbers.device, 0 if n.dead else st.st_nlink + n.nlink_delta)
+            return st, 0 if n.dead else st.st_nlink + n.nlink_delta
         st = n.home.layer.stat(n.home, n.lname)
         if st.st_size and not st.st_blocks and n.kind == DT_REG:
             st = self._with_blocks(n, st)
-        return numbered(st, n.ino, self.numbers.device, st.st_nlink + n.nlink_delta if n.names is not None else 1)
+        return st, st.st_nlink + n.nlink_delta if n.names is not None else 1
 
     def open_file(self, n: FileNode) -> LayerFile:
         """What is left of a file without a name: an open file of it. ``ENOENT``. The lock is held."""
@@ -371,7 +349,7 @@ class TreeReader:
         return os.stat_result((*st[:7], *st[7:10], st.st_atime, st.st_mtime, st.st_ctime, st.st_atime_ns,
                                st.st_mtime_ns, st.st_ctime_ns, st.st_blksize, blocks, st.st_rdev))  # fmt: skip
 
-    def _dir_stat(self, n: Node) -> os.stat_result:
+    def _dir_attributes(self, n: Node) -> tuple[os.stat_result, int]:
         assert isinstance(n, DirNode)
         if n.dead:
             raise fail(errno.ENOENT, n.name)
@@ -381,7 +359,7 @@ class TreeReader:
             sources = self.sources(n)  # Several have it, or it may have a redirect: does it merge?
         st = home.layer.stat(home, lname)
         merged = sources is not None and len(sources) > 1
-        return numbered(st, n.ino, self.numbers.device, 1 if merged else st.st_nlink)
+        return st, 1 if merged else st.st_nlink
 
     def touched(self, n: Node) -> None:
         """The metadata of ``n`` have changed."""
@@ -417,6 +395,9 @@ class TreeReader:
         """Names of extended attributes, overlayfs's own not among them."""
 
         def look(n: Node) -> list[bytes]:
+            if isinstance(n, FileNode) and n.nameless:
+                with self.lock:
+                    return self.open_file(n).listxattr()
             home, name = self.home_of(n)
             return home.layer.listxattr(home, name)
 
@@ -426,6 +407,9 @@ class TreeReader:
         """The value of an extended attribute. ``ENODATA``, ``EOPNOTSUPP``."""
 
         def look(n: Node) -> bytes:
+            if isinstance(n, FileNode) and n.nameless:
+                with self.lock:
+                    return self.open_file(n).getxattr(key)
             home, name = self.home_of(n)
             return home.layer.getxattr(home, name, key)
 
@@ -497,11 +481,20 @@ class TreeReader:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             return self._open_to_write(n, flags)
         while True:
+            if n.dead:
+                with self.lock:
+                    return self.reopen(n, flags)
             home, data = n.home, self.data_of(n)
             handle = Handle(self, n, flags, self.steadily(self.open_data, n))
             if n.home is home and n.data is data:
                 return handle
             handle.close()  # Copied up in between.
+
+    def reopen(self, n: FileNode, flags: int) -> Handle:
+        """Open once more what has no name but is open (``/proc/PID/fd``, proc(5)). ``ENOENT``. The lock is held."""
+        for opened in n.open or ():
+            return Handle(self, n, flags, opened.file.reopen(flags & (os.O_ACCMODE | os.O_TRUNC)))
+        raise fail(errno.ENOENT, n.name)
 
     def _open_to_write(self, n: FileNode, flags: int) -> Handle:  # noqa: ARG002
         raise fail(errno.EROFS, n.name)
@@ -522,6 +515,8 @@ class TreeReader:
             if n.open is None:
                 n.kept = None
                 self.orphans.discard(n)
+                if n.unnamed is not None and self.upper is not None:
+                    self.upper.discard(n.unnamed)
             if opened.flags & os.O_ACCMODE != os.O_RDONLY:
                 self.touched(n)
 
@@ -534,31 +529,6 @@ class TreeReader:
                 lowers = [layer for layer in self.resolver.layers if layer is not self.upper]
                 self._below = TreeReader(lowers or [_nothing()])
             return self._below
-
-    def know_names(self, files: Iterable[FileNode]) -> None:
-        """Look for the names of these hard links that nobody asked for yet: beside the known ones, then everywhere.
-
-        It ends when all are known; else it takes as long as a walk. What can't be read, or is gone by now, is passed
-        over: a lower that is the host's own root changes while it is looked at.
-        """
-        total = {n: self.links.names_unknown(n) + len(n.names or ()) for n in files}
-        missing = {n for n in total if len(n.names or ()) < total[n]}
-        for d in {d: None for n in missing for d, _ in n.names or ()}:
-            self._know_entries(d)
-        todo: list[DirNode] = [self.root]
-        while todo and (missing := {n for n in missing if len(n.names or ()) < total[n]}):
-            todo += self._know_entries(todo.pop())
-
-    def _know_entries(self, d: DirNode) -> list[DirNode]:
-        """Look up every name in ``d``; the directories among them."""
-        found: list[DirNode] = []
-        with suppress(OSError):
-            for name, _, _ in self.listdir(d):
-                with suppress(OSError):
-                    node = self.lookup(d, name)
-                    if isinstance(node, DirNode):
-                        found.append(node)
-        return found
 
     def forget_below(self) -> None:
         """The layers below are others now."""

@@ -14,6 +14,7 @@ import attrs
 
 from unionfs.layer.protocol import DT_DIR, DT_LNK, DT_REG, LayerDir, Marks
 from unionfs.types import RENAME_EXCHANGE, RENAME_NOREPLACE
+from unionfs.union import removal
 from unionfs.union.copyup import afterwards, copy_metadata, copy_up_at_once, copy_up_dir
 from unionfs.union.node import DirNode, FileNode, Node
 from unionfs.union.reader import fail
@@ -98,12 +99,14 @@ def move(tree: Tree, n: Node, d: DirNode, name: bytes, n2: Node | None, d2: DirN
     upper = tree.writable()
     directory = isinstance(n, DirNode)
     home2 = copy_up_dir(tree, d2)
-    in_upper2 = last = False
+    in_upper2 = False
+    loss = word = None
     if isinstance(n2, DirNode):
         in_upper2 = tree.in_upper(n2)
+        word = removal.last_word(tree, n2)
     elif isinstance(n2, FileNode):
-        last = tree.before_loss(n2, d2, name2)
-        in_upper2 = tree.has_name_in_upper(n2, d2, name2)
+        loss = removal.prepare(tree, n2, d2, name2)
+        in_upper2 = removal.has_name_in_upper(tree, n2, d2, name2)
     lower2 = name2 in tree.shadow(d2) or (n2 is not None and not in_upper2)
     home = _ready_tomove(tree, n, d, name, lower2)
     lower = name in tree.shadow(d)
@@ -122,9 +125,10 @@ def move(tree: Tree, n: Node, d: DirNode, name: bytes, n2: Node | None, d2: DirN
     # At no time is a name missing for those who look without the lock.
     _moved(tree, n, d, name, d2, name2, home2)
     if isinstance(n2, DirNode):
-        tree.lost_dir(n2, d2, name2)
+        removal.lost_dir(tree, n2, d2, name2, word)
     elif isinstance(n2, FileNode):
-        tree.lost(n2, d2, name2, last)
+        assert loss is not None
+        removal.lost(tree, n2, d2, name2, loss)
     tree.entries(d).pop(name, None)
     tree.entry_changed(d, name)
 

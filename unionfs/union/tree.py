@@ -11,8 +11,8 @@ from typing import TypeVar
 
 from unionfs.layer.protocol import DT_CHR, DT_DIR, DT_LNK, DT_REG, LayerDir, LayerFile, Marks, WritableLayer
 from unionfs.types import RENAME_EXCHANGE, RENAME_NOREPLACE
-from unionfs.union import rename
-from unionfs.union.copyup import afterwards, copy_up_at_once, copy_up_dir, copy_up_file, is_copied_up, stage_area
+from unionfs.union import removal, rename, unnamed
+from unionfs.union.copyup import afterwards, copy_up_dir, copy_up_file, is_copied_up, stage_area
 from unionfs.union.handle import Handle
 from unionfs.union.heal import heal
 from unionfs.union.node import DirNode, FileNode, Node
@@ -71,9 +71,9 @@ class Tree(TreeReader):
             return self.writable().create(parent, at, mode)
 
         with self.lock:
-            self._check_new(d, name)
+            self.check_new(d, name)
             with self.whole((d, name)):
-                home, file = self._new(d, name, make, mode, uid, gid)
+                home, file = self.new_entry(d, name, make, mode, uid, gid)
                 node = FileNode(d, name, DT_REG, home, name)
                 node.data = None
                 self._enter(d, name, node)
@@ -90,9 +90,9 @@ class Tree(TreeReader):
             self.writable().mkdir(parent, at, mode)
 
         with self.lock:
-            self._check_new(d, name)
+            self.check_new(d, name)
             with self.whole((d, name)):
-                home, _ = self._new(d, name, make, mode, uid, gid, directory=True)
+                home, _ = self.new_entry(d, name, make, mode, uid, gid, directory=True)
                 node = DirNode(d, name)
                 node.srcs = [home.child(name)]
                 node.entries = {}
@@ -119,9 +119,9 @@ class Tree(TreeReader):
                 upper.mknod(parent, at, mode, rdev)
 
         with self.lock:
-            self._check_new(d, name)
+            self.check_new(d, name)
             with self.whole((d, name)):
-                home, _ = self._new(d, name, make, mode & 0o7777, uid, gid)
+                home, _ = self.new_entry(d, name, make, mode & 0o7777, uid, gid)
                 node = FileNode(d, name, kind, home, name)
                 node.data = None
                 self._enter(d, name, node)
@@ -137,9 +137,9 @@ class Tree(TreeReader):
             self.writable().symlink(parent, at, target)
 
         with self.lock:
-            self._check_new(d, name)
+            self.check_new(d, name)
             with self.whole((d, name)):
-                home, _ = self._new(d, name, make, None, uid, gid)
+                home, _ = self.new_entry(d, name, make, None, uid, gid)
                 node = FileNode(d, name, DT_LNK, home, name)
                 node.data = None
                 self._enter(d, name, node)
@@ -148,11 +148,14 @@ class Tree(TreeReader):
     def link(self, n: Node, d: DirNode, name: bytes) -> None:
         """One name more for ``n``. ``EEXIST``; ``EPERM`` for a directory; ``ENOENT`` if it has no name left."""
         self.writable()
-        self._check_new(d, name)
+        self.check_new(d, name)
         if not isinstance(n, FileNode):
             raise fail(errno.EPERM, n.name)
         with self._in_upper(n) as upper:
-            self._check_new(d, name)
+            self.check_new(d, name)
+            if n.dead and n.unnamed is not None:
+                unnamed.name_first(self, n, d, name)
+                return
             if n.dead or n.parent is None:
                 raise fail(errno.ENOENT, name)
             with self.whole((d, name)):
@@ -160,12 +163,22 @@ class Tree(TreeReader):
                 rename.fix_metacopy(self, n)
                 self.links.before_change(n)
                 self.links.new_link(n)
-                self._new(d, name, lambda parent, at: upper.link(n.home, n.lname, parent, at), None, None, None)
+                self.new_entry(d, name, lambda parent, at: upper.link(n.home, n.lname, parent, at), None, None, None)
                 n.add_name(d, name, True)
                 self.put(d, name, n)
                 self.touched(n)
 
-    def _check_new(self, d: DirNode, name: bytes) -> None:
+    def tmpfile(
+        self, d: DirNode, mode: int, flags: int, uid: int | None = None, gid: int | None = None
+    ) -> tuple[FileNode, Handle]:
+        """A new regular file without a name, open (open(2), ``O_TMPFILE``); ``link`` may give it one in any directory.
+
+        It goes with its last handle. ``d`` gives it the group and the default ACL that a new entry would get.
+        """
+        with self.lock:
+            return unnamed.create(self, d, mode & 0o7777, flags, uid, gid)
+
+    def check_new(self, d: DirNode, name: bytes) -> None:
         if d.dead:
             raise fail(errno.ENOENT, name)
         if name in (b"", b".", b".."):
@@ -175,7 +188,7 @@ class Tree(TreeReader):
         if name in self.entries(d):
             raise fail(errno.EEXIST, name)
 
-    def _new(
+    def new_entry(
         self,
         d: DirNode,
         name: bytes,
@@ -280,10 +293,10 @@ class Tree(TreeReader):
             n = self.lookup(d, name)
             if not isinstance(n, FileNode):
                 raise fail(errno.EISDIR, name)
-            last = self.before_loss(n, d, name)
+            loss = removal.prepare(self, n, d, name)
             with self.moving(), self.whole((d, name)):
-                self._remove(d, name, self.has_name_in_upper(n, d, name))
-                self.lost(n, d, name, last)
+                removal.remove(self, d, name, removal.has_name_in_upper(self, n, d, name))
+                removal.lost(self, n, d, name, loss)
 
     def rmdir(self, d: DirNode, name: bytes) -> None:
         """Remove an empty directory. ``ENOTDIR``, ``ENOTEMPTY``; ``EINVAL`` for ``.``."""
@@ -298,112 +311,10 @@ class Tree(TreeReader):
                 raise fail(errno.ENOTDIR, name)
             if self.entries(n):
                 raise fail(errno.ENOTEMPTY, name)
+            left = removal.last_word(self, n)
             with self.moving(), self.whole((d, name)):
-                self._remove(d, name, self.in_upper(n), directory=True)
-                self.lost_dir(n, d, name)
-
-    def _remove(self, d: DirNode, name: bytes, in_upper: bool, *, directory: bool = False) -> None:
-        """Take the entry away on disk: what the upper has goes, what is below gets a whiteout."""
-        upper = self.writable()
-        home = copy_up_dir(self, d)
-        lower = not in_upper or name in self.shadow(d)
-        if not in_upper:
-            upper.whiteout(home, name)
-            self.shadow(d).add(name)
-            return
-        temp = upper.temp_name()
-        if lower:
-            upper.whiteout(upper.staging, temp)
-            upper.rename(upper.staging, temp, home, name, RENAME_EXCHANGE if directory else 0)
-            if directory:
-                with afterwards("a directory that went"):
-                    upper.clear(upper.staging, temp)
-        elif directory:
-            try:
-                upper.rmdir(home, name)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                # Only whiteouts are left in it.
-                upper.rename(home, name, upper.staging, temp)
-                with afterwards("a directory that went"):
-                    upper.clear(upper.staging, temp)
-        else:
-            upper.unlink(home, name)
-
-    def before_loss(self, n: FileNode, d: DirNode, name: bytes) -> bool:
-        """Get ready for the loss of a name: what is open keeps its metadata, what has other names its link count.
-
-        Whether the name is the last.
-        """
-        if n.names is not None and n.home.layer is not self.upper and self.stat(n).st_nlink > 1:
-            copy_up_at_once(self, n)
-        if n.open and n.home.layer is self.upper and self.data_of(n) is not None:
-            n.kept = n.home.layer.open(n.home, n.lname, os.O_RDONLY)
-        last = n.names is None or self.stat(n).st_nlink <= 1
-        if n.names is not None and n.home.layer is self.upper:
-            if n.handle is not None:
-                # So that the name goes and the count falls in one step.
-                self.name_in_upper(n, d, name)
-                self.links.before_change(n)
-            elif n.names[d, name]:
-                self._keep_by_another_name(n, d, name)
-                self._rehome(n, d, name)
-        return last
-
-    def _keep_by_another_name(self, n: FileNode, d: DirNode, name: bytes) -> None:
-        """Without an index, the upper has the object only as long as it has one of its names."""
-        assert n.names is not None
-        if any(in_upper for key, in_upper in n.names.items() if key != (d, name)):
-            return
-        if len(n.names) < self.stat(n).st_nlink:
-            self.know_names([n])
-        others = [key for key in n.names if key != (d, name)]
-        if others:
-            self.name_in_upper(n, *others[0])
-
-    def _rehome(self, n: FileNode, d: DirNode, name: bytes) -> None:
-        """The upper's object is known by the name that goes: know it by another."""
-        assert n.names is not None
-        for (other, other_name), in_upper in n.names.items():
-            if in_upper and (other, other_name) != (d, name):
-                n.home, n.lname = self.sources(other)[0], other_name
-                return
-
-    def has_name_in_upper(self, n: FileNode, d: DirNode, name: bytes) -> bool:
-        if n.names is None:
-            return n.home.layer is self.upper
-        return n.home.layer is self.upper and n.names.get((d, name), False)
-
-    def lost(self, n: FileNode, d: DirNode, name: bytes, last: bool) -> None:
-        """The name is gone on disk; now in memory."""
-        only_below = n.names is not None and n.home.layer is self.upper and not n.names.get((d, name), False)
-        if only_below:
-            n.nlink_delta -= 1
-        n.st = None
-        n.drop_name(d, name)
-        if last:
-            if n.names is not None:
-                self.links.forget(n)
-            n.dead = True
-            n.parent = None
-            if n.open:
-                self.orphans.add(n)
-        self._gone(d, name, n)
-
-    def lost_dir(self, n: DirNode, d: DirNode, name: bytes) -> None:
-        n.dead = True
-        n.entries = {}
-        self._gone(d, name, n)
-
-    def _gone(self, d: DirNode, name: bytes, n: Node) -> None:
-        entries = self.entries(d)
-        if entries.get(name) is n:
-            del entries[name]
-        if n.kind in (DT_DIR, DT_LNK):
-            self.paths_changed()
-        self.touched(n)
-        self.entry_changed(d, name)
+                removal.remove(self, d, name, self.in_upper(n), directory=True)
+                removal.lost_dir(self, n, d, name, left)
 
     # Entries that move
 
@@ -521,8 +432,10 @@ class Tree(TreeReader):
         """Set an extended attribute (setxattr(2): ``XATTR_CREATE``, ``XATTR_REPLACE``). No data are copied."""
         self.writable()
         with self._in_upper(n) as upper:
-            home, name = self._place_of(n)
-            upper.setxattr(home, name, key, value, flags)
+            if isinstance(n, FileNode) and n.nameless:
+                self.open_file(n).setxattr(key, value, flags)
+            else:
+                upper.setxattr(*self.home_of(n), key, value, flags)
             self.touched(n)
 
     def removexattr(self, n: Node, key: bytes) -> None:
@@ -538,8 +451,10 @@ class Tree(TreeReader):
                 raise
             return
         with self._in_upper(n) as upper:
-            home, name = self._place_of(n)
-            upper.removexattr(home, name, key)
+            if isinstance(n, FileNode) and n.nameless:
+                self.open_file(n).removexattr(key)
+            else:
+                upper.removexattr(*self.home_of(n), key)
             self.touched(n)
 
     def name_in_upper(self, n: FileNode, d: DirNode, name: bytes) -> None:
@@ -563,12 +478,6 @@ class Tree(TreeReader):
                 yield upper
                 return
 
-    def _place_of(self, n: Node) -> tuple[LayerDir, bytes]:
-        """``home_of`` of what has a name; ``ENOENT``."""
-        if isinstance(n, FileNode) and n.nameless:
-            raise fail(errno.ENOENT, n.name)
-        return self.home_of(n)
-
     def _open_to_write(self, n: FileNode, flags: int) -> Handle:
         while True:
             upper = self.writable()
@@ -577,7 +486,7 @@ class Tree(TreeReader):
                 if upper is not self.upper or not is_copied_up(self, n, True):
                     continue  # Frozen in between.
                 if n.dead:
-                    raise fail(errno.ENOENT, n.name)
+                    return self.reopen(n, flags)
                 access = flags & (os.O_ACCMODE | os.O_APPEND)
                 if access & os.O_ACCMODE == os.O_RDONLY:
                     access |= os.O_RDWR  # O_TRUNC alone truncates all the same.

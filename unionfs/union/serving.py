@@ -1,0 +1,139 @@
+"""What only an engine asks of a tree: one answer for one request, and nothing kept that the kernel keeps already.
+
+A node that the kernel has forgotten becomes a code in its directory again (``forget``); so the memory that a mount
+takes goes with what the kernel remembers and not with what was ever looked at.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import sys
+from typing import TYPE_CHECKING
+
+from unionfs.layer.acl import DEFAULT
+from unionfs.layer.protocol import DT_REG
+from unionfs.union.copyup import is_copied_up
+from unionfs.union.node import DirNode, FileNode, Node
+from unionfs.union.reader import NAME_MAX, fail
+
+if TYPE_CHECKING:
+    from unionfs.union.tree import Tree
+
+SMALL = 1 << 18
+"""Bytes that are copied up while others wait."""
+
+# Of a node that is in its directory, and that only the caller here holds: the entry, the caller's own two names, the
+# argument of getrefcount.
+_ALONE = 4
+
+
+def look_up(tree: Tree, d: Node, name: bytes) -> tuple[Node, os.stat_result, int] | None:
+    """The node of ``name`` in ``d``, with what ``Tree.attributes`` says of it; ``None`` if there is none.
+
+    ``ENOTDIR``, ``ENAMETOOLONG``.
+    """
+    if not isinstance(d, DirNode):
+        raise fail(errno.ENOTDIR, name)
+    entries = d.entries
+    if entries is None:
+        entries = tree.entries(d)
+    found = entries.get(name)
+    if found is None:
+        if len(name) > NAME_MAX:
+            raise fail(errno.ENAMETOOLONG, name)
+        if name not in (b".", b".."):
+            return None
+        found = tree.lookup(d, name)
+    if not isinstance(found, Node):
+        try:
+            found, st = tree.known(d, name, False)
+        except FileNotFoundError:
+            return None  # Gone since.
+        if st is not None:
+            return found, st, 1
+    st, nlink = tree.attributes(found)
+    return found, st, nlink
+
+
+def number_of(tree: Tree, d: DirNode, name: bytes) -> tuple[int, int] | None:
+    """The inode number and the ``DT_*`` of an entry, without a node to remember; ``None`` if it has gone."""
+    entries = tree.entries(d)
+    found = entries.get(name)
+    if isinstance(found, Node):
+        return found.ino, found.kind
+    if found is None:
+        return None
+    try:
+        seen = tree.peek(d, name)
+        if seen is not None:
+            return seen.st_ino, seen.st_mode >> 12
+        node = tree.lookup(d, name)
+        number = node.ino, node.kind
+    except OSError:
+        return None
+    forget(tree, node)
+    return number
+
+
+def forget(tree: Tree, n: Node) -> None:
+    """Nobody asks for ``n`` any more. What can be found out anew, and nobody else holds, is not kept."""
+    with tree.lock:
+        if isinstance(n, FileNode):
+            _forget_file(tree, n)
+        elif isinstance(n, DirNode):
+            _forget_entries(n)
+
+
+def _forget_file(tree: Tree, n: FileNode) -> None:
+    d = n.parent
+    if d is None or n.names is not None or n.open or n.keys is not None or d.entries is None or d.srcs is None:
+        return
+    if d.entries.get(n.name) is not n or sys.getrefcount(n) > _ALONE + 1:
+        return
+    if n.home.layer is tree.upper and n.kind != DT_REG:
+        return  # Its number may be nowhere but here: not all that is special can carry a mark (xattr(7)).
+    for i, source in enumerate(reversed(d.srcs)):
+        if source is n.home and n.lname == n.name:
+            d.entries[n.name] = i << 4 | n.kind
+            return
+
+
+def _forget_entries(d: DirNode) -> None:
+    if d.dead or d.parent is None or d.entries is None:
+        return
+    for child in d.entries.values():
+        # The entry, the name here, the argument.
+        if isinstance(child, Node) and (
+            not isinstance(child, DirNode) or child.entries is not None or sys.getrefcount(child) > 3
+        ):
+            return
+    d.entries = None
+
+
+def is_quick(tree: Tree, n: Node, size: int | None = None) -> bool:
+    """Whether the bytes of ``n`` (the first ``size`` of them) are in the upper, or can be in no time."""
+    if not isinstance(n, FileNode) or n.kind != DT_REG or is_copied_up(tree, n, True):
+        return True
+    if size is not None and size <= SMALL:
+        return True
+    return tree.attributes(n)[0].st_size <= SMALL
+
+
+def kill_privileges(tree: Tree, n: Node) -> None:
+    """Take the set-user-ID bit, and the set-group-ID bit of a program, as a write by a user does (inode(7)).
+
+    File capabilities go with the write itself.
+    """
+    mode = tree.attributes(n)[0].st_mode
+    kept = mode & ~stat.S_ISUID
+    if mode & stat.S_IXGRP:
+        kept &= ~stat.S_ISGID
+    if kept != mode:
+        tree.setattr(n, mode=stat.S_IMODE(kept))
+
+
+def has_default_acl(tree: Tree, d: Node) -> bool:
+    """Whether a default ACL decides about new entries of ``d``, and not the umask (acl(5))."""
+    return DEFAULT in tree.listxattr(d)
