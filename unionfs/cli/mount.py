@@ -14,7 +14,7 @@ import click
 from unionfs.cli.params import DIRECTORY
 from unionfs.errors import MountError
 from unionfs.mount import daemon, mountinfo, runtime
-from unionfs.mount.engine import AUTO, SHOWN_ELSEWHERE, MountOptions, check_mountpoint, engine_names
+from unionfs.mount.engine import AUTO, OVERLAY, SHOWN_ELSEWHERE, MountOptions, check_mountpoint, engine_names
 from unionfs.mount.options import StackOptions, parse_options
 from unionfs.mount.unmounting import unmount
 
@@ -143,7 +143,7 @@ def umount(mountpoint: str, lazy: bool, as_json: bool) -> None:
     """
     path = mountinfo.canonical(mountpoint)
     entry = mountinfo.mount_at(path)
-    if entry is None or not entry.fstype.startswith("fuse"):
+    if entry is None or not (entry.fstype.startswith("fuse") or entry.fstype == OVERLAY):
         raise MountError(errno.EINVAL, "no union is mounted here", path)
     os.chdir("/")  # Called from inside the mount, we must not be who keeps it busy.
     seen = runtime.watch(entry)
@@ -162,8 +162,10 @@ def umount(mountpoint: str, lazy: bool, as_json: bool) -> None:
 
 def _still_waiting(seen: runtime.Watch) -> None:
     if seen.serves():
-        if users := mountinfo.users_of(seen.record.device):
-            raise MountError(errno.EBUSY, f"{SHOWN_ELSEWHERE}, in use by {', '.join(users)}", seen.record.mountpoint)
+        users = mountinfo.users_of(seen.record.device)
+        if users or seen.record.engine == "kernel":  # Nobody but that namespace can end what the kernel serves.
+            used = f", in use by {', '.join(users)}" if users else ""
+            raise MountError(errno.EBUSY, SHOWN_ELSEWHERE + used, seen.record.mountpoint)
         seen.stop()  # A namespace only has it among its mounts, as any new one has a copy of all.
         return
     click.echo(f"unionfs: waiting for pid {seen.record.pid} to write everything to disk", err=True)

@@ -21,7 +21,7 @@ import attrs
 
 from unionfs.errors import MountError, UnionError, UpperBusyError
 from unionfs.mount import mountinfo, runtime
-from unionfs.mount.engine import AUTO, FSTYPE, Mount, MountOptions, mount
+from unionfs.mount.engine import AUTO, FSTYPE, OVERLAY, Mount, MountOptions, mount
 from unionfs.mount.unmounting import unmount
 
 if TYPE_CHECKING:
@@ -124,6 +124,11 @@ class _StopSignals:
 
 def _open(request: Request) -> UnionFS:
     """Open the union; a daemon that is about to end may still hold the upper for a moment."""
+    for entry in mountinfo.mounts() if request.upper is not None else ():
+        # The kernel takes no lock that others see.
+        if entry.fstype == OVERLAY and entry.super_option("upperdir") == request.upper:
+            text = f"already mounted for writing at {entry.mountpoint} (by the kernel's overlayfs)"
+            raise UpperBusyError(errno.EBUSY, text, request.upper)
     deadline = time.monotonic() + _LOCK_PATIENCE
     while True:
         try:

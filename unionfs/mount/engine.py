@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -36,16 +37,25 @@ from unionfs.mount import mountinfo, runtime
 if TYPE_CHECKING:
     from unionfs.union.fs import UnionFS
 
+log = logging.getLogger(__name__)
+
 SUBTYPE = "unionfs"
 FSTYPE = f"fuse.{SUBTYPE}"
 """What ``/proc/mounts`` calls a mount of ours."""
+OVERLAY = "overlay"
+"""And what it calls one that the kernel serves, ours or not."""
 
 SHOWN_ELSEWHERE = "unmounted here, but another mount namespace still shows it"
 
 AUTO = "auto"
 
 # Name to module:class, the best first. A module is imported when its engine is asked for.
-_ENGINES = {"fusepy": "unionfs.mount.fusepy:FusepyEngine"}
+_ENGINES = {
+    "fusepy": "unionfs.mount.fusepy:FusepyEngine",
+    "kernel": "unionfs.mount.kernel:KernelEngine",
+}
+# What these mount, the API must not change meanwhile: for who asks for it, or uses the mount alone.
+_UNSHARED = ("kernel",)
 
 
 @attrs.frozen(kw_only=True)
@@ -130,7 +140,7 @@ def engine_names() -> list[str]:
 
 
 def get_engine(name: str = AUTO) -> Engine:
-    """The engine of that name, or with ``"auto"`` the best that this machine can use.
+    """The engine of that name, or with ``"auto"`` the best that this machine can use and the API may share.
 
     Raises ``MountError``: ``EINVAL`` for an unknown name, ``ENODEV`` with what is lacking.
     """
@@ -138,14 +148,14 @@ def get_engine(name: str = AUTO) -> Engine:
         known = ", ".join(engine_names())
         raise MountError(errno.EINVAL, f"no such engine (there are: {AUTO}, {known})", name)
     reasons = []
-    for candidate in _ENGINES if name == AUTO else [name]:
+    for candidate in [known for known in _ENGINES if known not in _UNSHARED] if name == AUTO else [name]:
         module, _, attribute = _ENGINES[candidate].partition(":")
         engine: Engine = getattr(importlib.import_module(module), attribute)()
         lacking = engine.lacking()
         if lacking is None:
             return engine
         reasons.append(lacking)
-    raise MountError(errno.ENODEV, "; ".join(reasons), "FUSE")
+    raise MountError(errno.ENODEV, "; ".join(reasons), "FUSE" if name == AUTO else name)
 
 
 def check_mountpoint(mountpoint: str | os.PathLike[str]) -> str:
@@ -156,7 +166,7 @@ def check_mountpoint(mountpoint: str | os.PathLike[str]) -> str:
     """
     path = mountinfo.canonical(mountpoint)
     entry = mountinfo.mount_at(path)
-    if entry is not None and entry.fstype == FSTYPE:
+    if entry is not None and (entry.fstype == FSTYPE or (entry.fstype == OVERLAY and runtime.is_recorded(entry))):
         if runtime.is_dead(entry):
             text = "a dead mount is here: its daemon was killed; `unionfs umount` it first"
             raise MountError(errno.ENOTCONN, text, path)
@@ -200,6 +210,21 @@ def _shows(layer: DirectoryLayer, path: str) -> bool:
             return False
         directory = directory.child(parent)
     return layer.kind(directory, name) is not None
+
+
+def mount_fastest(fs: UnionFS, mountpoint: str, options: MountOptions, engine: str = AUTO) -> Mount:
+    """Mount for one command, the only user of the union meanwhile: by the fastest engine that takes these layers and
+    works here, or by the one that is named. ``mountpoint`` is a canonical path. Raises ``MountError``.
+    """
+    if engine != AUTO:
+        return get_engine(engine).mount(fs, mountpoint, options)
+    names = [*_UNSHARED, *(name for name in _ENGINES if name not in _UNSHARED)]
+    for name in names[:-1]:
+        try:
+            return get_engine(name).mount(fs, mountpoint, options)
+        except MountError as error:
+            log.debug("%s: not by %s: %s", mountpoint, name, error)
+    return get_engine(names[-1]).mount(fs, mountpoint, options)
 
 
 def mount(fs: UnionFS, mountpoint: str | os.PathLike[str], engine: str = AUTO, **options: object) -> Mount:

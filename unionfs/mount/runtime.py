@@ -109,10 +109,11 @@ class Watch:
         return True
 
     def serves(self) -> bool:
-        """Whether the daemon still talks to the kernel, as far as this process may see that."""
+        """Whether the daemon still talks to the kernel, or waits for the end of what that serves, as far as this
+        process may see."""
         fds = f"/proc/{self.record.pid}/fd"
         with contextlib.suppress(OSError):
-            return any(os.readlink(f"{fds}/{fd}") == "/dev/fuse" for fd in os.listdir(fds))
+            return any(os.readlink(f"{fds}/{fd}") in ("/dev/fuse", "anon_inode:inotify") for fd in os.listdir(fds))
         return False
 
     def stop(self) -> None:
@@ -159,11 +160,22 @@ def watch(entry: mountinfo.MountEntry) -> Watch | None:
     return None
 
 
+def is_recorded(entry: mountinfo.MountEntry) -> bool:
+    """Whether there is a record of this mount, be its daemon alive or killed."""
+    seen = watch(entry)
+    if seen is not None:
+        seen.close()
+    return seen is not None
+
+
 def is_dead(entry: mountinfo.MountEntry) -> bool:
-    """Whether the daemon behind this FUSE mount is gone ("Transport endpoint is not connected").
+    """Whether the daemon behind this FUSE mount is gone ("Transport endpoint is not connected"). What the kernel
+    serves itself, overlayfs, does not die with its daemon.
 
     A record's lock tells; only a mount without one is asked itself, and might be slow to answer.
     """
+    if not entry.fstype.startswith("fuse"):
+        return False
     if (seen := watch(entry)) is not None:
         with seen:
             return seen.ended()

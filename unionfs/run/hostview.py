@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from unionfs.layer.memory import MemoryLayer
-from unionfs.mount.engine import AUTO, MountOptions, get_engine
+from unionfs.mount.engine import AUTO, MountOptions, mount_fastest
 from unionfs.run.process import Command, Ended, real_directories
 from unionfs.union.diff import Change
 from unionfs.union.fs import UnionFS
@@ -72,6 +72,6 @@ def run_in_view(fs: UnionFS, command: Command, mountpoint: str, engine: str = AU
     # A second of trust in attributes makes a package manager three times as fast; for that long the link count of one
     # name may not show what was done by another (libfuse 2 knows no inodes).
     options = MountOptions(sole=True, source="unionfs-try", attr_timeout=1.0)
-    with get_engine(engine).mount(fs, mountpoint, options):
+    with mount_fastest(fs, mountpoint, options, engine):
         command.start(mountpoint, real_directories())
         return command.wait()
