@@ -5,9 +5,9 @@ raises ``EBUSY``; when the mount has ended it reads the upper anew. So this engi
 Nobody has to serve the mount: it outlives a process that is killed.
 
 Where overlayfs does otherwise than the other engines: before Linux 6.13, a file that was opened for reading before its
-copy-up is read as it was; an open file that another was renamed over keeps its link count until its copy-up; a merged directory that was renamed, and what was copied up by us, may show other inode numbers after a remount;
-with marks in ``user.overlay`` a directory that a lower has can't be renamed (``EXDEV``), and a change of metadata
-copies the data.
+copy-up is read as it was; an open file that another was renamed over keeps its link count until its copy-up; what was
+copied up or renamed may have another inode number at the next mount; with marks in ``user.overlay`` a directory that a
+lower has can't be renamed (``EXDEV``), and a change of metadata copies the data.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class KernelEngine(Engine):
         try:
             return _KernelMount(tree, stack, mountpoint, options)
         except BaseException:
-            _take_back(tree)
+            _take_back(tree, changed=False)
             raise
 
 
@@ -94,8 +94,8 @@ def _lend(tree: Tree, mountpoint: str) -> None:
         tree.lent = f"the kernel's overlayfs has the upper, mounted at {mountpoint}: make changes there"
 
 
-def _take_back(tree: Tree) -> None:
-    """The upper is the union's again, if that is still open."""
+def _take_back(tree: Tree, *, changed: bool) -> None:
+    """The upper is the union's again, if that is still open. ``changed``: the kernel may have changed what is in it."""
     upper = tree.upper
     if tree.lent is None or not isinstance(upper, UpperDirectory):
         return
@@ -112,7 +112,9 @@ def _take_back(tree: Tree) -> None:
         # Of a volatile mount it keeps a note there, for which it refuses the next one ("Volatile mount").
         for left in upper.scan(upper.staging):
             upper.clear(upper.staging, left)
-        tree.reread()
+        if changed:
+            tree.reread()
+        tree.lent = None
 
 
 # Making the mount
@@ -371,7 +373,7 @@ class _KernelMount(Mount):
         self._end.wait()
         self._end.close()
         try:
-            _take_back(self._tree)
+            _take_back(self._tree, changed=True)
             self._tree.sync()
         except OSError as error:
             log.error("%s: after the kernel's mount, the upper can't be read: %s", self.mountpoint, error)

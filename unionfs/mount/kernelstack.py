@@ -64,8 +64,10 @@ def _cannot(where: str, what: str) -> MountError:
 def kernel_stack(tree: Tree) -> KernelStack:
     """The layers of ``tree``. Raises ``MountError`` (``EOPNOTSUPP``) where overlayfs would show another tree."""
     layers = _directories(tree.resolver.layers)
-    upper = layers[0] if isinstance(layers[0], UpperDirectory) and layers[0] is tree.upper else None
-    lowers = layers if upper is None else layers[1:]
+    upper = tree.upper
+    if upper is not None and not isinstance(upper, UpperDirectory):
+        raise _cannot(upper.label, f"it takes an upper directory, and this is a {type(upper).__name__}")
+    lowers = [layer for layer in layers if layer is not upper]
     if not lowers:
         raise _cannot(layers[0].path, "it takes a lower")
     if upper is None and len(lowers) == 1:
