@@ -310,14 +310,12 @@ def listed_modules(text: str) -> list[str]:
     """The modules that the tree under "## Rooms" lists, dotted, without the package's name."""
     section = text.partition("## Rooms")[2].partition("\n## ")[0]
     found = []
-    room = ""
+    rooms: list[str] = []
     for indent, name, slash in re.findall(r"^    ( +)(\w+)(/?)(?= )", section, re.MULTILINE):
-        if len(indent) == 2:
-            room = f"{name}." if slash else ""
+        rooms = rooms[: len(indent) // 2 - 1]
+        found.append(".".join([*rooms, name]))
         if slash:
-            found.append(name)
-        else:
-            found.append(f"{room}{name}" if len(indent) == 4 else name)
+            rooms.append(name)
     return found
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from unionfs._sys.data import fallocate
 from unionfs._sys.filehandle import filesystem_uuid, overlay_handle, stat_by_handle
+from unionfs._sys.statx import birth_ns
 from unionfs.errors import LayerError
 from unionfs.layer import owners, whiteout
 from unionfs.layer.descriptors import KEPT, Fd
@@ -310,6 +311,10 @@ class DirectoryLayer:
         uid = 0 if st.st_uid in self._lost_uids else None
         gid = 0 if st.st_gid in self._lost_gids else None
         return st if uid is None and gid is None else owners.replaced(st, uid=uid, gid=gid)
+
+    def birth_ns(self, d: LayerDir, name: bytes) -> int | None:
+        fd = self.fd(d)
+        return birth_ns(fd.n, name)
 
     def readlink(self, d: LayerDir, name: bytes) -> bytes:
         fd = self.fd(d)

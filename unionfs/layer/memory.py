@@ -323,6 +323,9 @@ class MemoryLayer(StagedByName):
         with self.lock:
             return self._find(d, name).stat(self.device)
 
+    def birth_ns(self, d: LayerDir, name: bytes) -> int | None:  # noqa: ARG002
+        return None
+
     def marks(self, d: LayerDir, name: bytes) -> Marks:
         with self.lock:
             return self._find(d, name).marks

@@ -142,6 +142,9 @@ class Layer(Protocol):
     def stat(self, d: LayerDir, name: bytes) -> os.stat_result:
         """Metadata as ``lstat`` gives them, ``st_dev`` and ``st_ino`` of this layer's own numbering."""
 
+    def birth_ns(self, d: LayerDir, name: bytes) -> int | None:
+        """When the entry was made, in nanoseconds since 1970 (statx(2), ``stx_btime``); ``None`` where nobody knows."""
+
     def marks(self, d: LayerDir, name: bytes) -> Marks:
         """The marks of one entry."""
 

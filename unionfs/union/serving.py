@@ -121,6 +121,18 @@ def is_quick(tree: Tree, n: Node, size: int | None = None) -> bool:
     return tree.attributes(n)[0].st_size <= SMALL
 
 
+def birth_ns(tree: Tree, n: Node) -> int | None:
+    """When what the layer holds of ``n`` was made (statx(2), ``stx_btime``); ``None`` where nobody knows."""
+
+    def look(n: Node) -> int | None:
+        if (isinstance(n, FileNode) and n.nameless) or (isinstance(n, DirNode) and n.dead):
+            return None
+        home, name = tree.home_of(n)
+        return home.layer.birth_ns(home, name)
+
+    return tree.steadily(look, n)
+
+
 def kill_privileges(tree: Tree, n: Node) -> None:
     """Take the set-user-ID bit, and the set-group-ID bit of a program, as a write by a user does (inode(7)).
 
