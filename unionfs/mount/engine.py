@@ -51,6 +51,7 @@ AUTO = "auto"
 
 # Name to module:class, the best first. A module is imported when its engine is asked for.
 _ENGINES = {
+    "devfuse": "unionfs.mount.devfuse.mounting:DevfuseEngine",
     "fusepy": "unionfs.mount.fusepy:FusepyEngine",
     "kernel": "unionfs.mount.kernel:KernelEngine",
 }
