@@ -156,7 +156,7 @@ def get_engine(name: str = AUTO) -> Engine:
         if lacking is None:
             return engine
         reasons.append(lacking)
-    raise MountError(errno.ENODEV, "; ".join(reasons), "FUSE" if name == AUTO else name)
+    raise MountError(errno.ENODEV, "; ".join(dict.fromkeys(reasons)), "FUSE" if name == AUTO else name)
 
 
 def check_mountpoint(mountpoint: str | os.PathLike[str]) -> str:
@@ -219,13 +219,12 @@ def mount_fastest(fs: UnionFS, mountpoint: str, options: MountOptions, engine: s
     """
     if engine != AUTO:
         return get_engine(engine).mount(fs, mountpoint, options)
-    names = [*_UNSHARED, *(name for name in _ENGINES if name not in _UNSHARED)]
-    for name in names[:-1]:
+    for name in [*_UNSHARED, *(name for name in _ENGINES if name not in _UNSHARED)]:
         try:
             return get_engine(name).mount(fs, mountpoint, options)
         except MountError as error:
             log.debug("%s: not by %s: %s", mountpoint, name, error)
-    return get_engine(names[-1]).mount(fs, mountpoint, options)
+    return get_engine().mount(fs, mountpoint, options)  # which tells what is in the way of the best one
 
 
 def mount(fs: UnionFS, mountpoint: str | os.PathLike[str], engine: str = AUTO, **options: object) -> Mount:
