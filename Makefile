@@ -15,8 +15,9 @@ help:  ## list the targets
 demo: setup-demo  ## try it for real: a copy-on-write view of this machine's root
 	@$(RUN) -m unionfs.cli.demo
 
+# One process for each core, four at most: the mounts, daemons and namespaces of the tests are the kernel's work.
 test: setup-test  ## run all tests (ARGS="-k copyup" for some)
-	@$(RUN) -m pytest $(ARGS)
+	@$(RUN) -m pytest -n auto --maxprocesses=4 --dist=worksteal $(ARGS)
 
 check: setup-check  ## ruff, format, mypy --strict, the architecture
 	@$(RUN) -m ruff check

@@ -8,13 +8,14 @@ green run means that everything ran. A skip whose reason starts with "not applic
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
-from tests import support
+from tests import filesystem, support
 
 REQUIRE_ALL = os.environ.get("UNIONFS_REQUIRE_ALL", "") not in ("", "0")
 
@@ -33,6 +34,15 @@ os.environ["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/
 hypothesis.settings.register_profile("unionfs", deadline=None, print_blob=True)
 hypothesis.settings.register_profile("ci", parent=hypothesis.settings.get_profile("unionfs"), derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "unionfs")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Once for all workers, which inherit the environment; UNIONFS_SCRATCH=DIR says that it is to be elsewhere.
+    if "UNIONFS_SCRATCH" in os.environ or config.option.collectonly or (own := filesystem.make()) is None:
+        return
+    config.add_cleanup(lambda: filesystem.remove(own))
+    os.environ["UNIONFS_SCRATCH"] = os.environ["TMPDIR"] = str(own)
+    tempfile.tempdir = None
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -24,6 +24,13 @@ REPO = Path(__file__).resolve().parent.parent
 UNPRIVILEGED = 12345
 """A uid and gid that own nothing on the machine."""
 
+MOUNT_NAMESPACE = ["unshare", "--mount", "--propagation", "slave"]
+"""Before a command: a mount namespace of its own. What is unmounted outside goes in there too: in a private one, the
+mounts of every other test that runs meanwhile would be served on."""
+
+USER_NAMESPACE = [*MOUNT_NAMESPACE, "--user", "--map-root-user"]
+"""Before a command: the same, as root of a user namespace."""
+
 
 def lacks(what: str) -> NoReturn:
     """Skip the running test because the machine lacks `what`; a failure under UNIONFS_REQUIRE_ALL (conftest.py)."""
@@ -141,6 +148,16 @@ def mounts_below(directory: Path) -> list[str]:
     return points[::-1]
 
 
+def with_mounts_of_its_own(directory: Path) -> None:
+    """Make `directory` a mount, so that a namespace may keep what is mounted below and nothing else.
+
+    In such a namespace, `mount --make-private DIRECTORY` before it is unmounted outside.
+    """
+    # A bind mount is of its source's peer group: what is mounted in one would show in the other, below it.
+    for command in (["--bind", directory, directory], ["--make-private", directory], ["--make-shared", directory]):
+        subprocess.run(["mount", *command], check=True)
+
+
 def remove_scratch(directory: Path) -> None:
     """Remove `directory` and all below it, whatever a test left there: mounts, closed directories, very deep trees."""
     for point in mounts_below(directory):
@@ -217,8 +234,8 @@ class AsUser:
         if os.geteuid() == 0:
             if lacking_root():
                 lacks(lacking_root())
-            command = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
-                       "--propagation", "private", "sh", "-euc", self._script(command, fuse)]  # fmt: skip
+            command = [*MOUNT_NAMESPACE, "--pid", "--fork", "--kill-child", "--mount-proc",
+                       "sh", "-euc", self._script(command, fuse)]  # fmt: skip
         elif fuse and not os.access("/dev/fuse", os.R_OK | os.W_OK):
             lacks("permission on /dev/fuse")
         full = {**os.environ, "HOME": str(self.scratch), "TMPDIR": str(self.scratch), "PYTHONPATH": str(REPO)}

@@ -235,9 +235,11 @@ def test_umount_of_a_busy_mount(top: Path, words: list[object]) -> None:
 
 @pytest.mark.root
 def test_umount_of_what_another_namespace_shows(top: Path, words: list[object]) -> None:
+    support.with_mounts_of_its_own(top)
     for use in ("", "cd mnt;"):
         pid = json.loads(ok(*words, "--json"))["pid"]
-        other = ["unshare", "--mount", "--propagation", "private", "sh", "-c", f"{use} echo; exec sleep 60"]
+        script = f"mount --make-private {top}; {use} echo; exec sleep 60"
+        other = [*support.MOUNT_NAMESPACE, "sh", "-c", script]
         with subprocess.Popen(other, stdout=subprocess.PIPE, cwd=top) as process:
             assert process.stdout is not None
             process.stdout.readline()
@@ -297,7 +299,7 @@ def test_missing_libfuse(top: Path, words: list[object]) -> None:
 def test_without_dev_fuse(top: Path, change: str, words: str) -> None:
     script = f"{change} && PYTHONPATH={support.REPO} exec {sys.executable} -m unionfs.cli mount mnt --lower a"
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, cwd=top, timeout=60
+        [*support.MOUNT_NAMESPACE, "sh", "-c", script], capture_output=True, text=True, cwd=top, timeout=60
     )
     fails_with(done, words)
 

@@ -164,7 +164,7 @@ def test_mount_and_fstab(top: Path) -> None:
         mount -t fuse.unionfs source {top}/mnt -o bogus && exit 1 || test $? = 32
         mount -t fuse.unionfs source {top}/missing -o '{options(top)}' && exit 1 || test $? = 32
     """
-    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script]
+    command = [*support.MOUNT_NAMESPACE, "sh", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert (top / "up/file").read_text() == "one\n"

@@ -228,4 +228,4 @@ def test_as_unprivileged_user(as_user: support.AsUser) -> None:
 @pytest.mark.userns
 @pytest.mark.slow
 def test_as_root_of_a_user_namespace(as_user: support.AsUser) -> None:
-    run_again(as_user, "unshare", "--user", "--map-root-user", "--mount")
+    run_again(as_user, *support.USER_NAMESPACE)

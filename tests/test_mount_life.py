@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import unionfs.mount
+from tests import support
 from unionfs.errors import MountError
 from unionfs.mount import mountinfo
 from unionfs.testing.engine_base import fails
@@ -182,18 +183,12 @@ def test_busy(fs: UnionFS, mnt: Path) -> None:
 
 @pytest.mark.root
 def test_another_namespace_that_shows_the_mount(fs: UnionFS, mnt: Path, caplog: pytest.LogCaptureFixture) -> None:
+    support.with_mounts_of_its_own(mnt)
+    mnt /= "inside"
+    mnt.mkdir()
     mounted = unionfs.mount.mount(fs, mnt)
-    other = [
-        "unshare",
-        "--mount",
-        "--propagation",
-        "private",
-        "sh",
-        "-c",
-        'echo; read line; cat "$1/b"',
-        "sh",
-        str(mnt),
-    ]
+    script = 'mount --make-private "${1%/*}"; echo; read line; cat "$1/b"'
+    other = [*support.MOUNT_NAMESPACE, "sh", "-c", script, "sh", str(mnt)]
     with subprocess.Popen(other, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()

@@ -71,14 +71,12 @@ done = subprocess.run([sys.executable, "-m", "unionfs.cli", "mount", "mnt", "-l"
 print(done.returncode, done.stderr, end="")
 """
 
-NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
-
 
 @pytest.mark.parametrize(("code", "expected"), [
     (API, "True ['other'] True\nfrom below, and more []\n"),
     (COMMANDS, "by a user by a user  ['covered']\n"),
 ])  # fmt: skip
-@pytest.mark.parametrize("prefix", [[], pytest.param(NAMESPACE, marks=pytest.mark.userns)], ids=["user", "namespace"])
+@pytest.mark.parametrize("prefix", [[], pytest.param(support.USER_NAMESPACE, marks=pytest.mark.userns)], ids=["user", "namespace"])
 def test_mounts(user: support.AsUser, prefix: list[str], code: str, expected: str) -> None:
     assert user.run([*prefix, sys.executable, "-c", code], fuse=True).stdout == expected
 

@@ -95,7 +95,7 @@ def test_as_user_reaches_directories_closed_to_others(scratch: Path, as_user: As
     script = "\n".join(support._open_up(needed))
     read = f"setpriv --reuid 12345 --clear-groups cat {needed}/link; setpriv --reuid 12345 ls {needed} {parent}"
     done = subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-euc", f"{script}\n{read}"],
+        [*support.MOUNT_NAMESPACE, "sh", "-euc", f"{script}\n{read}"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert done.stdout == f"hello{parent}:\nneeded\n\n{needed}:\nfile\nlink\nsub\n"
@@ -111,7 +111,7 @@ def test_as_user_can_open_the_fuse_device(as_user: AsUser) -> None:
 
 @pytest.mark.userns
 def test_as_user_can_make_a_user_namespace(as_user: AsUser) -> None:
-    command = ["unshare", "--user", "--map-root-user", "--mount", "--pid", "--fork", "--mount-proc", "id", "-u"]
+    command = [*support.USER_NAMESPACE, "--pid", "--fork", "--mount-proc", "id", "-u"]
     assert as_user.run(command).stdout == "0\n"
 
 

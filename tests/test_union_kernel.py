@@ -17,7 +17,7 @@ from random import Random
 import pytest
 
 from tests.arena import Arena, Setting, run_seed, search
-from tests.support import AsUser
+from tests.support import USER_NAMESPACE, AsUser
 from unionfs.layer.trees import Link
 from unionfs.testing.operations import Op, Operations
 from unionfs.testing.oracle import Duel, Seen, differences, snapshot
@@ -207,5 +207,5 @@ def in_namespace(top: str, cases: str) -> None:
 @pytest.mark.timeout(120 if CASES <= 24 else 0)
 def test_back_and_forth_in_a_user_namespace(as_user: AsUser) -> None:
     code = "import sys; from tests.test_union_kernel import in_namespace; in_namespace(*sys.argv[1:])"
-    command = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", code]
+    command = [*USER_NAMESPACE, sys.executable, "-c", code]
     as_user.run([*command, str(as_user.scratch), str(CASES)], timeout=100 + 2 * CASES)
