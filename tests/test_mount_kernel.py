@@ -6,6 +6,7 @@ import contextlib
 import errno
 import logging
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 
 import unionfs.mount
 from tests.arena import Setting, run_seed
+from tests.support import REPO
 from tests.test_union_kernel import Turns, is_foreign, quiet_kernel
 from unionfs import MemoryLayer
 from unionfs.errors import MountError, UnionError
@@ -355,7 +357,7 @@ UNIONFS = [sys.executable, "-m", "unionfs.cli"]
 
 
 def cli(top: Path, *args: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
     return subprocess.run([*UNIONFS, *args], cwd=top, env=env, capture_output=True, text=True, timeout=60)
 
 
@@ -410,7 +412,7 @@ def test_a_killed_daemon_leaves_the_mount_working(top: Path) -> None:
 def test_by_the_helper_of_mount(top: Path) -> None:
     options = f"lowerdir={top}/a:{top}/b,upperdir={top}/up,workdir={top}/work,engine=kernel,volatile,nodev"
     helper = [sys.executable, "-m", "unionfs.cli.mount_helper", "unionfs", f"{top}/mnt", "-o", options]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    env = {**os.environ, "PYTHONPATH": str(REPO)}
     subprocess.run(helper, check=True, env=env, timeout=60)
     entry = mountinfo.mount_at(f"{top}/mnt")
     assert entry is not None
@@ -418,3 +420,40 @@ def test_by_the_helper_of_mount(top: Path) -> None:
     assert "nodev" in entry.options
     ok(top, "umount", "mnt")
     assert not (top / "work/work/incompat").exists()
+
+
+def test_a_daemon_that_is_told_to_stop_unmounts(top: Path) -> None:
+    pid = int(ok(top, *MOUNT, "--json").partition('"pid": ')[2].partition(",")[0])
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + PATIENCE
+    while os.path.ismount(top / "mnt"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_another_mount_namespace_that_shows_it_is_told(top: Path) -> None:
+    ok(top, *MOUNT)
+    with subprocess.Popen(["unshare", "--mount", "--propagation", "private", "cat"], stdin=subprocess.PIPE) as other:
+        while os.readlink(f"/proc/{other.pid}/ns/mnt") == os.readlink("/proc/self/ns/mnt"):
+            time.sleep(0.01)
+        done = cli(top, "umount", "mnt")
+        assert done.returncode
+        assert done.stderr.endswith("unmounted here, but another mount namespace still shows it\n")
+        with pytest.raises(UnionError, match="another union writes here"):
+            union(top)
+        other.communicate()
+    ok(top, *MOUNT)
+    ok(top, "umount", "mnt")
+
+
+def test_a_process_takes_its_mount_with_it(top: Path) -> None:
+    code = """
+import sys, unionfs
+fs = unionfs.UnionFS(lower=["a", "b"], upper="up", work="work")
+mounted = fs.mount("mnt", engine="kernel")
+open("mnt/new", "w").close()
+fs.closed = True
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=top, check=True, env={**os.environ, "PYTHONPATH": str(REPO)})
+    assert not os.path.ismount(top / "mnt")
+    assert (top / "up/new").exists()

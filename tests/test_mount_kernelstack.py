@@ -16,8 +16,9 @@ import unionfs.mount
 from tests.support import AsUser
 from tests.test_mount_kernel import in_memory, mounted, top, union
 from unionfs import MemoryLayer
+from unionfs._sys.inotify import EndOfFilesystem
 from unionfs.errors import MountError
-from unionfs.mount import MountOptions, kernel, mountinfo
+from unionfs.mount import MountOptions, kernel, kernelstack, mountinfo
 from unionfs.mount.engine import get_engine
 from unionfs.union.fs import UnionFS
 
@@ -71,6 +72,44 @@ def test_names_of_layers(top: Path, monkeypatch: pytest.MonkeyPatch, singly: boo
                 if name != "a,b":
                     (top / "mnt/new").touch()
             assert fs.exists("/new") == (name != "a,b")
+
+
+@pytest.mark.parametrize("singly", [True, False], ids=["fsconfig", "mount"])
+def test_options_that_the_kernel_does_not_take(
+    top: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, singly: bool
+) -> None:
+    caplog.set_level(logging.INFO, "unionfs.mount.kernel")
+    words = kernel._words
+
+    def asked(stack: kernelstack.KernelStack, options: MountOptions) -> dict[str, str | None]:
+        return {**words(stack, options), "xino": "nonsense"}
+
+    monkeypatch.setattr(kernel, "_words", asked)
+    if not singly:
+        monkeypatch.setattr(kernel, "_takes_layers_singly", lambda: False)
+    with union(top) as fs, mounted(fs, top / "mnt"):
+        entry = mountinfo.mount_at(f"{top}/mnt")
+        assert entry is not None
+        assert {"redirect_dir=on", "metacopy=on", "index=on"} <= set(entry.super_options)
+    assert "without xino" in caplog.text
+
+
+@pytest.mark.parametrize("singly", [True, False], ids=["fsconfig", "mount"])
+def test_nothing_is_left_mounted_when_its_end_can_not_be_watched(
+    top: Path, monkeypatch: pytest.MonkeyPatch, singly: bool
+) -> None:
+    def too_many(path: str) -> EndOfFilesystem:
+        raise OSError(errno.EMFILE, "too many")
+
+    monkeypatch.setattr(kernel, "EndOfFilesystem", too_many)
+    if not singly:
+        monkeypatch.setattr(kernel, "_takes_layers_singly", lambda: False)
+    with union(top) as fs:
+        with pytest.raises(MountError, match="too many") as caught:
+            unionfs.mount.mount(fs, top / "mnt", engine="kernel")
+        assert caught.value.errno == errno.EMFILE
+        assert not os.path.ismount(top / "mnt")
+        fs.write_text("/x", "the union is as it was")
 
 
 def test_names_that_fill_a_page(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +281,13 @@ with unionfs.UnionFS(lower=["a", "b"], upper="up") as fs:
         unionfs.mount.mount(fs, "mnt", engine="kernel")
     except unionfs.MountError as error:
         print(error.strerror)
+        if os.geteuid():
+            raise SystemExit
+with unionfs.UnionFS(lower=["a", "b"], unmapped_as_root=True) as fs:
+    try:
+        unionfs.mount.mount(fs, "mnt", engine="kernel")
+    except unionfs.MountError as error:
+        print(error.strerror)
 """
 
 
@@ -253,6 +299,7 @@ def test_in_a_user_namespace(as_user: AsUser) -> None:
         "['D /d/x', 'C /f'] from below, and more",
         "['d', 'f', 'g']",
         f"overlayfs can't show this union as it is: /e is {NOT_FOLLOWED} marks in user.overlay",
+        "overlayfs can't show this union as it is: owners that the user namespace does not map are shown as root",
     ]
 
 

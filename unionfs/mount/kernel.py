@@ -287,7 +287,11 @@ def _mounted(stack: KernelStack, options: MountOptions, target: str) -> tuple[En
         try:
             if not singly:
                 _make_at_once(stack, words, options.source, attributes, target)
-                return EndOfFilesystem(target), words
+                try:
+                    return EndOfFilesystem(target), words
+                except BaseException:
+                    unmount(target, lazy=True)
+                    raise
             fd = _make(stack, words, options.source, attributes)
             try:
                 end = EndOfFilesystem(f"/proc/self/fd/{fd}")

@@ -93,7 +93,7 @@ def _directories(layers: Sequence[Layer]) -> list[DirectoryLayer]:
 def _check_layer(layer: DirectoryLayer, mounted: Sequence[str]) -> None:
     below = layer.path.rstrip("/") + "/"
     for parent, names in layer._hidden.items():
-        for name in names:
+        for name in sorted(names):
             path = os.path.join(os.fsencode(below), parent.lstrip(b"/"), name)
             if os.path.lexists(path):
                 raise _cannot(layer.path, f"{os.fsdecode(path)} in the layer is hidden")
