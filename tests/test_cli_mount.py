@@ -107,7 +107,7 @@ def test_mount_and_umount(top: Path, words: list[object]) -> None:
 def test_json(top: Path, words: list[object]) -> None:
     told = json.loads(ok(*words, "--json"))
     assert told["mountpoint"] == str(top / "mnt")
-    assert told["engine"] == "fusepy"
+    assert told["engine"] == "devfuse"
     assert alive(told["pid"])
     assert json.loads(ok("umount", top / "mnt", "--json")) == told
     assert not alive(told["pid"])
@@ -285,7 +285,8 @@ def test_one_clear_line(top: Path, arguments: str, words: str) -> None:
 
 
 def test_missing_libfuse(top: Path, words: list[object]) -> None:
-    fails_with(run(*words, env={"FUSE_LIBRARY_PATH": "/nowhere/libfuse.so.2"}), "apt install libfuse2")
+    nowhere = {"FUSE_LIBRARY_PATH": "/nowhere/libfuse.so.2"}
+    fails_with(run(*words, "--engine", "fusepy", env=nowhere), "apt install libfuse2")
 
 
 @pytest.mark.root
@@ -293,7 +294,7 @@ def test_missing_libfuse(top: Path, words: list[object]) -> None:
     ("change", "words"),
     [
         ("mkdir dev && cp -a /dev/null /dev/urandom dev && mount --bind dev /dev", "/dev/fuse is missing"),
-        ("mount --bind /dev/null /dev/fuse", "libfuse could not mount"),
+        ("mount --bind /dev/null /dev/fuse", "/dev/fuse is no FUSE device"),
     ],
 )
 def test_without_dev_fuse(top: Path, change: str, words: str) -> None:

@@ -47,6 +47,16 @@ _mount = function(
 )  # fmt: skip
 
 
+def is_device() -> bool:
+    """Whether ``/dev/fuse`` can be opened and is what it should be. ``OSError`` if it can't."""
+    fd = os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        st = os.fstat(fd)
+        return stat.S_ISCHR(st.st_mode) and st.st_rdev == os.makedev(10, 229)
+    finally:
+        os.close(fd)
+
+
 def mount(mountpoint: bytes, source: bytes, subtype: str, flags: list[str], words: list[str]) -> int:
     """Mount by mount(2) and return the connection, an open ``/dev/fuse``. The first request is INIT.
 

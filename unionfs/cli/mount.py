@@ -80,6 +80,7 @@ def request_for(mountpoint: str, stack: StackOptions) -> daemon.Request:
     "--work", "-w", type=DIRECTORY, metavar="DIR", help="Beside the upper, on its file system. Default: UPPER.work"
 )
 @click.option("--read-only", "-r", is_flag=True, help="Refuse changes.")
+@click.option("--volatile", is_flag=True, help="Flush nothing to disk: fast, for what may be lost.")
 @click.option("--foreground", "-f", is_flag=True, help="Stay; Ctrl-C unmounts.")
 @click.option("--engine", type=click.Choice([AUTO, *engine_names()]), default=None, help="What mounts. Default: auto")
 @click.option("--option", "-o", "options", multiple=True, metavar="OPT,…", help="Mount options, overlayfs's words too.")
@@ -91,6 +92,7 @@ def mount(
     upper: str | None,
     work: str | None,
     read_only: bool,
+    volatile: bool,
     foreground: bool,
     engine: str | None,
     options: tuple[str, ...],
@@ -114,6 +116,11 @@ def mount(
     stack.engine = engine or stack.engine
     if read_only:
         stack.fields["read_only"] = True
+    stack.volatile |= volatile
+    if stack.volatile and stack.upper:
+        click.echo(
+            "unionfs: volatile: nothing is flushed; after a crash of the machine the upper may be damaged", err=True
+        )
     request = request_for(mountpoint, stack)
 
     def announce(record: runtime.Record) -> None:

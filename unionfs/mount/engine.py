@@ -67,6 +67,7 @@ class MountOptions:
     the Python API changes is seen through the mount at once.
     ``entry_timeout``, ``negative_timeout``, ``attr_timeout``: seconds that the kernel may trust a name, a missing name,
     and attributes; ``None`` lets the engine choose.
+    ``passthrough``: the kernel may read and write files of the layers itself, where it can (root, Linux 6.9, devfuse).
     ``flags``: further flags of mount(8) for the kernel: ``noatime``, ``sync``, ``dirsync``.
     """
 
@@ -81,6 +82,7 @@ class MountOptions:
     entry_timeout: float | None = None
     negative_timeout: float | None = None
     attr_timeout: float | None = None
+    passthrough: bool = True
     flags: tuple[str, ...] = ()
 
 

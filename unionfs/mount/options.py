@@ -46,6 +46,8 @@ _SWITCHES: dict[str, dict[str, Any]] = {
     "nosuid": {"suid": False},
     "exec": {"exec": True},
     "noexec": {"exec": False},
+    "passthrough": {"passthrough": True},
+    "nopassthrough": {"passthrough": False},
 }
 _VALUES: dict[str, Callable[[str], Any]] = {
     "entry_timeout": float,

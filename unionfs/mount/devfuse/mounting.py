@@ -50,7 +50,8 @@ class DevfuseEngine(Engine):
         if not sys.platform.startswith("linux"):
             return "/dev/fuse is Linux's alone"
         try:
-            os.close(os.open(fusedev.DEVICE, os.O_RDWR | os.O_CLOEXEC))
+            if not fusedev.is_device():
+                return "/dev/fuse is no FUSE device: mknod /dev/fuse c 10 229"
         except OSError as error:
             if error.errno == errno.ENOENT:
                 return "/dev/fuse is missing: modprobe fuse, or give the container --device /dev/fuse"
@@ -156,7 +157,8 @@ class _DevfuseMount(ServedMount):
         if self._options.default_permissions:
             wanted |= wire.POSIX_ACL
         depth = 0
-        if os.geteuid() == 0 and offered & wire.PASSTHROUGH and not self._in_memory():
+        passes = self._options.passthrough and os.geteuid() == 0 and not self._in_memory()
+        if passes and offered & wire.PASSTHROUGH:
             wanted |= wire.PASSTHROUGH
             depth = 1
             self._files.passthrough = True
