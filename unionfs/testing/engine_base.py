@@ -62,7 +62,7 @@ def make_layers(top: Path) -> list[Path]:
     return layers
 
 
-def _fingerprint(top: Path) -> dict[str, tuple[Any, ...]]:
+def fingerprint(top: Path) -> dict[str, tuple[Any, ...]]:
     found: dict[str, tuple[Any, ...]] = {}
     for directory, _, names in os.walk(os.fsencode(top)):
         for path in (directory, *(os.path.join(directory, name) for name in names)):
@@ -118,7 +118,7 @@ class EngineBase(ABC):
     @pytest.fixture
     def merged(self, base: Path, layers: list[Path]) -> Iterator[Path]:
         """The mountpoint."""
-        before = [_fingerprint(layer) for layer in layers]
+        before = [fingerprint(layer) for layer in layers]
         for name in ("merged", "upper", "work"):
             (base / name).mkdir()
         os.chmod(base, 0o755)
@@ -128,4 +128,4 @@ class EngineBase(ABC):
                 yield base / "merged"
         finally:
             fs.close()
-        assert [_fingerprint(layer) for layer in layers] == before, "a layer below was changed"
+        assert [fingerprint(layer) for layer in layers] == before, "a layer below was changed"
