@@ -18,7 +18,7 @@ from unionfs.errors import MountError
 from unionfs.mount import mountinfo
 from unionfs.mount.engine import FSTYPE, SUBTYPE, Engine, Mount, MountOptions
 from unionfs.mount.pathops import PathOperations
-from unionfs.mount.served import ServedMount
+from unionfs.mount.served import ServedMount, device_lacking
 
 if TYPE_CHECKING:
     from unionfs.union.fs import UnionFS
@@ -64,12 +64,8 @@ class FusepyEngine(Engine):
             return "the Python package fusepy is not installed: pip install fusepy"
         except OSError:
             return _NO_LIBFUSE
-        try:
-            os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
-        except OSError as error:
-            if error.errno == errno.ENOENT:
-                return "/dev/fuse is missing: modprobe fuse, or give the container --device /dev/fuse"
-            return f"/dev/fuse can't be opened: {error.strerror}"
+        if (lacking := device_lacking()) is not None:
+            return lacking
         if os.geteuid() != 0 and not shutil.which("fusermount"):
             return "fusermount is not installed: apt install fuse3"
         return None

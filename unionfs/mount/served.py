@@ -12,6 +12,7 @@ import weakref
 from abc import abstractmethod
 from typing import Any
 
+from unionfs._sys.fusedev import is_device
 from unionfs.errors import MountError
 from unionfs.mount import mountinfo
 from unionfs.mount.engine import SHOWN_ELSEWHERE, Mount
@@ -21,6 +22,18 @@ from unionfs.union.tree import Tree
 log = logging.getLogger(__name__)
 
 _LAST_REQUEST_WITHIN = 3.0  # seconds
+
+
+def device_lacking() -> str | None:
+    """What is wrong with ``/dev/fuse``, in one line that says how to mend it; ``None`` if it can be used."""
+    try:
+        if not is_device():
+            return "/dev/fuse is no FUSE device: mknod /dev/fuse c 10 229"
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            return "/dev/fuse is missing: modprobe fuse, or give the container --device /dev/fuse"
+        return f"/dev/fuse can't be opened: {error.strerror}"
+    return None
 
 
 class ServedMount(Mount):

@@ -19,7 +19,7 @@ from unionfs.mount.devfuse.openfiles import OpenFiles
 from unionfs.mount.devfuse.requests import Requests, Trust
 from unionfs.mount.devfuse.session import Session
 from unionfs.mount.engine import FSTYPE, SUBTYPE, Engine, Mount, MountOptions
-from unionfs.mount.served import ServedMount
+from unionfs.mount.served import ServedMount, device_lacking
 
 if TYPE_CHECKING:
     from unionfs.union.fs import UnionFS
@@ -49,13 +49,8 @@ class DevfuseEngine(Engine):
     def lacking(self) -> str | None:
         if not sys.platform.startswith("linux"):
             return "/dev/fuse is Linux's alone"
-        try:
-            if not fusedev.is_device():
-                return "/dev/fuse is no FUSE device: mknod /dev/fuse c 10 229"
-        except OSError as error:
-            if error.errno == errno.ENOENT:
-                return "/dev/fuse is missing: modprobe fuse, or give the container --device /dev/fuse"
-            return f"/dev/fuse can't be opened: {error.strerror}"
+        if (lacking := device_lacking()) is not None:
+            return lacking
         if os.geteuid() != 0 and fusedev.helper() is None:
             return "fusermount3 is not installed: apt install fuse3"
         return None
