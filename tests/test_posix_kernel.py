@@ -36,7 +36,5 @@ class TestKernel(PosixSuite):
 
     def test_entries_tell_inode_and_type(self, here: Path, origin: str) -> None:
         if origin == "upper":
-            pytest.skip(
-                "not applicable: of directories that we copied up, overlayfs lists another number than it stats"
-            )
+            pytest.skip("not applicable: overlayfs lists directories that we copied up with another number")
         super().test_entries_tell_inode_and_type(here, origin)
