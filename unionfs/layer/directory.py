@@ -223,7 +223,7 @@ class DirectoryLayer:
             except OSError as error:
                 raise LayerError(error.errno, f"layer has vanished: {error.strerror}", self.path) from error
         try:
-            return Fd(os.open(d.name, _OPEN_DIR, dir_fd=parent.n))
+            return Fd(self._open(parent, d.name, _OPEN_DIR))
         except PermissionError:
             # Search permission only: enough for all but listing.
             return Fd(os.open(d.name, (_OPEN_DIR & ~os.O_RDONLY) | os.O_PATH, dir_fd=parent.n))
@@ -324,7 +324,7 @@ class DirectoryLayer:
         fd = self.fd(d)
         if flags & (os.O_ACCMODE | os.O_TRUNC):
             self.check_writable()
-        n = self._open(fd, name, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+        n = self._open(fd, name, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, read=not self.immutable)
         file = FdFile(self, n)
         mode = os.fstat(n).st_mode
         if not stat.S_ISREG(mode):
@@ -333,8 +333,9 @@ class DirectoryLayer:
             raise OSError(number, os.strerror(number), name)
         return file
 
-    def _open(self, fd: Fd, name: bytes, flags: int) -> int:
-        if self._noatime:
+    def _open(self, fd: Fd, name: bytes, flags: int, *, read: bool = False) -> int:
+        """``read``: who reads from it leaves an access time, by the rules of the mount (mount(8), relatime)."""
+        if self._noatime and not read:
             try:
                 return os.open(name, flags | self._noatime, dir_fd=fd.n)
             except PermissionError:
