@@ -109,7 +109,7 @@ class _DevfuseMount(ServedMount):
             self.drop()
             raise
         self._files = OpenFiles(tree, self._nodes.nodes, connection, keeps=options.sole)
-        requests = Requests(tree, self._nodes, self._files, trust, opendir=not options.sole)
+        requests = Requests(tree, self._nodes, self._files, trust, sole=options.sole)
         self._session = Session(connection, requests.handlers, f"unionfs mount {mountpoint}", self._ended)
         tree.remembered = True
         try:
@@ -227,12 +227,13 @@ class _Notifier:
             self._queue.put((n, name))
 
     def end(self) -> None:
-        """No more is to be told."""
+        """No more is told from now on: the connection is about to be closed, and its number to be another file's."""
         self._ended = True
         self._queue.put(None)
+        self._thread.join(1.0)  # One that waits in the kernel goes on when the connection is closed, and then ends.
 
     def _run(self) -> None:
-        while (item := self._queue.get()) is not None:
+        while (item := self._queue.get()) is not None and not self._ended:
             n, name = item
             number = self._nodes.number(n)
             if number is None:

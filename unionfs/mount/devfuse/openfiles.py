@@ -110,6 +110,7 @@ class OpenFiles:
                 opens.backing = backing
                 opens.passed += 1
                 handle.node.uncached += 1
+                self._tree.touched(handle.node)  # Nothing that is known of it is sure from now on.
                 self._outdated.add(number)
                 answer = wire.FOPEN_PASSTHROUGH
             else:
@@ -159,8 +160,16 @@ class OpenFiles:
                 opens.backing = 0
             if not opens.passed and not opens.cached:
                 del self._opens[number]
+        tree = self._tree
         try:
-            handle.close()
+            if passed:
+                with tree.lock:
+                    handle.close()
+                    if opens.passed:
+                        # Its next writer will write to this very inode: at a commit it moves as one with a writer.
+                        tree.writers.add(handle.node)
+            else:
+                handle.close()
         except OSError as error:
             log.error("closing %s: %s", os.fsdecode(handle.node.name), error)  # close(2) has returned long ago.
         return 0

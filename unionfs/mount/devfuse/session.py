@@ -61,7 +61,9 @@ class Session:
 
     def receive(self, timeout: float) -> tuple[Header, bytes]:
         """One request. ``TimeoutError`` if none comes in time."""
-        if not select.select([self._fd], [], [], timeout)[0]:
+        waiting = select.poll()  # select(2) ends at descriptor 1023.
+        waiting.register(self._fd, select.POLLIN)
+        if not waiting.poll(timeout * 1000):
             raise TimeoutError(errno.ETIMEDOUT, "the kernel did not ask for anything")
         data = os.read(self._fd, wire.IN_BUFFER)
         return wire.HEADER.unpack_from(data), data[wire.HEADER.size :]
@@ -147,7 +149,8 @@ class Session:
                 quiet = 0
                 self._unwatched.clear()
                 self._resting = True
-                self._unwatched.wait()
+                if self._count == seen:  # Whoever counts one up from now on sees that nobody watches.
+                    self._unwatched.wait()
                 self._resting = False
             time.sleep(_MOMENT)
             count = self._count
