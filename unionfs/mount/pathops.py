@@ -35,6 +35,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from unionfs.mount.failing import told
+from unionfs.union.serving import attributes_shown, kill_privileges
 
 if TYPE_CHECKING:
     from unionfs.union.handle import Handle
@@ -280,7 +281,8 @@ class PathOperations:
         return 0
 
     def listxattr(self, path: str) -> list[str]:
-        return [key.decode("latin-1") for key in self._tree.listxattr(self._node(path))]
+        keys = attributes_shown(self._tree, self._node(path), self._caller()[0])
+        return [key.decode("latin-1") for key in keys]
 
     def removexattr(self, path: str, name: str) -> int:
         self._tree.removexattr(self._node(path), name.encode("latin-1"))
@@ -310,6 +312,8 @@ class PathOperations:
     def open(self, path: str, fi: Any) -> int:
         node: Any = self._node(path)
         handle = self._tree.open(node, fi.flags & _FORWARDED)
+        if fi.flags & os.O_TRUNC and self._caller()[0] != 0:
+            kill_privileges(self._tree, node)  # The kernel does it for all that changes a file but this.
         self._register(node, handle, fi)
         return 0
 

@@ -13,12 +13,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from unionfs.layer.acl import DEFAULT
-from unionfs.layer.protocol import DT_REG
+from unionfs.layer.protocol import DT_DIR, DT_REG
 from unionfs.union.copyup import is_copied_up
 from unionfs.union.node import DirNode, FileNode, Node
 from unionfs.union.reader import NAME_MAX, fail
 
 if TYPE_CHECKING:
+    from unionfs.union.resolve import Code
     from unionfs.union.tree import Tree
 
 SMALL = 1 << 18
@@ -57,6 +58,34 @@ def look_up(tree: Tree, d: Node, name: bytes) -> tuple[Node, os.stat_result, int
     return found, st, nlink
 
 
+def glance(tree: Tree, d: DirNode, name: bytes) -> tuple[int, os.stat_result] | None:
+    """The inode number of a file with one name, and its layer's word of it, without a node to remember.
+
+    ``None`` for what is listed as a directory, what a node is known of, and what takes one to know.
+    """
+    entries = d.entries
+    if entries is None:
+        entries = tree.entries(d)
+    code = entries.get(name)
+    if type(code) is not int or code & 15 == DT_DIR:
+        return None
+    sources = d.srcs
+    assert sources is not None
+    home = sources[-1 - (code >> 4)]
+    layer = home.layer
+    st = layer.stat(home, name)
+    if st.st_nlink > 1 or (not st.st_blocks and st.st_size and code & 15 == DT_REG):
+        return None
+    if layer.has_inos:
+        marks = layer.marks(home, name)
+        if marks.ino:
+            return marks.ino, st
+        if marks.origin is not None:
+            return None
+    numbers = tree.numbers
+    return st.st_ino if st.st_dev == numbers.home else numbers.number(st), st
+
+
 def number_of(tree: Tree, d: DirNode, name: bytes) -> tuple[int, int] | None:
     """The inode number and the ``DT_*`` of an entry, without a node to remember; ``None`` if it has gone."""
     entries = tree.entries(d)
@@ -66,9 +95,9 @@ def number_of(tree: Tree, d: DirNode, name: bytes) -> tuple[int, int] | None:
     if found is None:
         return None
     try:
-        seen = tree.peek(d, name)
+        seen = glance(tree, d, name)
         if seen is not None:
-            return seen.st_ino, seen.st_mode >> 12
+            return seen[0], seen[1].st_mode >> 12
         node = tree.lookup(d, name)
         number = node.ino, node.kind
     except OSError:
@@ -97,19 +126,32 @@ def _forget_file(tree: Tree, n: FileNode) -> None:
     for i, source in enumerate(reversed(d.srcs)):
         if source is n.home and n.lname == n.name:
             d.entries[n.name] = i << 4 | n.kind
+            if sys.getrefcount(n) > _ALONE:
+                d.entries[n.name] = n  # Who looks without the lock found it there a moment ago.
             return
 
 
 def _forget_entries(d: DirNode) -> None:
     if d.dead or d.parent is None or d.entries is None:
         return
-    for child in d.entries.values():
+    entries = d.entries
+    if not _all_alone(entries):
+        return
+    d.entries = None
+    # The name here, the argument. Who looks without the lock may be at it, or have found something a moment ago.
+    if sys.getrefcount(entries) > 2 or not _all_alone(entries):
+        d.entries = entries
+
+
+def _all_alone(entries: dict[bytes, Node | Code]) -> bool:
+    """Whether nothing that is known of these entries would be lost with them."""
+    for child in entries.values():
         # The entry, the name here, the argument.
         if isinstance(child, Node) and (
             not isinstance(child, DirNode) or child.entries is not None or sys.getrefcount(child) > 3
         ):
-            return
-    d.entries = None
+            return False
+    return True
 
 
 def is_quick(tree: Tree, n: Node, size: int | None = None) -> bool:
@@ -144,6 +186,15 @@ def kill_privileges(tree: Tree, n: Node) -> None:
         kept &= ~stat.S_ISGID
     if kept != mode:
         tree.setattr(n, mode=stat.S_IMODE(kept))
+
+
+def attributes_shown(tree: Tree, n: Node, uid: int) -> list[bytes]:
+    """The names of the extended attributes of ``n`` that this user is told of: ``trusted.*`` is root's (xattr(7)).
+
+    A kernel that asks an engine for the names leaves that to it.
+    """
+    keys = tree.listxattr(n)
+    return keys if uid == 0 else [key for key in keys if not key.startswith(b"trusted.")]
 
 
 def has_default_acl(tree: Tree, d: Node) -> bool:
