@@ -1,5 +1,5 @@
-"""System calls that Python's ``os`` leaves out, for the conformance suites: statx's birth time, utimensat's marks,
-positions in directories. Each raises ``OSError``.
+"""System calls that Python's ``os`` leaves out, for the conformance suites: utimensat's marks, positions in
+directories. Each raises ``OSError``.
 """
 
 from __future__ import annotations
@@ -17,14 +17,8 @@ UTIME_OMIT = (1 << 30) - 2
 
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
-_STATX_BTIME = 0x800
-# struct statx (statx(2)): stx_mask begins it, stx_btime is 80 bytes in.
-_STATX_SIZE = 256
-_MASK = struct.Struct("=I")
-_BTIME = struct.Struct("=80xqI")
-_DIRENT = struct.Struct("=QqHB")
+_DIRENT = struct.Struct("=QqHB")  # struct linux_dirent64, up to the name (getdents(2)).
 
-_statx = function("statx", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p)
 _utimensat = function("utimensat", ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int)
 _getdents64 = function("getdents64", ctypes.c_int, ctypes.c_char_p, ctypes.c_size_t)
 _NO_CALL = OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
@@ -37,21 +31,6 @@ class DirEntry(NamedTuple):
     ino: int
     kind: int
     after: int
-
-
-def birth_ns(path: str | os.PathLike[str]) -> int | None:
-    """When ``path`` was made, in nanoseconds since 1970 (statx(2), ``stx_btime``); ``None`` where nobody knows.
-
-    A symbolic link is not followed.
-    """
-    if _statx is None:
-        raise _NO_CALL
-    found = ctypes.create_string_buffer(_STATX_SIZE)
-    check(_statx(_AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW, _STATX_BTIME, found))
-    if not _MASK.unpack_from(found)[0] & _STATX_BTIME:
-        return None
-    seconds, nanoseconds = _BTIME.unpack_from(found)
-    return int(seconds * 1_000_000_000 + nanoseconds)
 
 
 def utimensat(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from unionfs._sys.leftout import UTIME_NOW, UTIME_OMIT, birth_ns, utimensat
+from unionfs._sys.leftout import UTIME_NOW, UTIME_OMIT, utimensat
+from unionfs._sys.statx import birth_ns
 from unionfs.testing.engine_base import as_root
 from unionfs.testing.engine_posix_base import OWNER, PosixBase, opened, opening, outcome, tick
 from unionfs.testing.someone import Someone
@@ -290,13 +291,14 @@ class TimesPart(PosixBase):
         begin = time.time_ns() - SECOND // 10
         os.mkdir(here / "d")
         opened(here / "f", os.O_CREAT | os.O_WRONLY)
-        for name in "df":
-            born = birth_ns(here / name)
-            assert born is not None
-            assert begin <= born <= time.time_ns()
-            tick()
-            os.utime(here / name, ns=(OLD, OLD))
-            os.chmod(here / name, 0o700)
-            os.rename(here / name, here / "renamed")
-            assert birth_ns(here / "renamed") == born
-            os.rename(here / "renamed", here / name)
+        with opening(here, os.O_RDONLY) as fd:
+            for name in (b"d", b"f"):
+                born = birth_ns(fd, name)
+                assert born is not None
+                assert begin <= born <= time.time_ns()
+                tick()
+                os.utime(name, ns=(OLD, OLD), dir_fd=fd)
+                os.chmod(name, 0o700, dir_fd=fd)
+                os.rename(name, b"renamed", src_dir_fd=fd, dst_dir_fd=fd)
+                assert birth_ns(fd, b"renamed") == born
+                os.rename(b"renamed", name, src_dir_fd=fd, dst_dir_fd=fd)
