@@ -19,6 +19,9 @@ from typing import NoReturn
 
 import pytest
 
+from unionfs.errors import MountError
+from unionfs.mount.engine import engine_names, get_engine
+
 REPO = Path(__file__).resolve().parent.parent
 
 UNPRIVILEGED = 12345
@@ -100,6 +103,16 @@ def lacking_programs(*programs: str) -> str:
     return ", ".join(program for program in programs if shutil.which(program) is None)
 
 
+@functools.cache
+def best_engine() -> str:
+    """The first engine that this machine can use; the first there is when it can use none, whose tests then say why."""
+    for name in engine_names():
+        with suppress(MountError):
+            get_engine(name)
+            return name
+    return engine_names()[0]
+
+
 def _fails(*command: str) -> bool:
     try:
         return subprocess.run(command, capture_output=True, check=False, timeout=60).returncode != 0
@@ -154,8 +167,8 @@ def with_mounts_of_its_own(directory: Path) -> None:
     In such a namespace, `mount --make-private DIRECTORY` before it is unmounted outside.
     """
     # A bind mount is of its source's peer group: what is mounted in one would show in the other, below it.
-    for command in (["--bind", directory, directory], ["--make-private", directory], ["--make-shared", directory]):
-        subprocess.run(["mount", *command], check=True)
+    for words in (["--bind", directory], ["--make-private"], ["--make-shared"]):
+        subprocess.run(["mount", *words, directory], check=True)
 
 
 def remove_scratch(directory: Path) -> None:

@@ -76,7 +76,9 @@ print(done.returncode, done.stderr, end="")
     (API, "True ['other'] True\nfrom below, and more []\n"),
     (COMMANDS, "by a user by a user  ['covered']\n"),
 ])  # fmt: skip
-@pytest.mark.parametrize("prefix", [[], pytest.param(support.USER_NAMESPACE, marks=pytest.mark.userns)], ids=["user", "namespace"])
+@pytest.mark.parametrize(
+    "prefix", [[], pytest.param(support.USER_NAMESPACE, marks=pytest.mark.userns)], ids=["user", "namespace"]
+)
 def test_mounts(user: support.AsUser, prefix: list[str], code: str, expected: str) -> None:
     assert user.run([*prefix, sys.executable, "-c", code], fuse=True).stdout == expected
 
