@@ -14,7 +14,7 @@ from types import FrameType
 from benchmarks import environment, plots, report
 from benchmarks.fixtures import FULL, QUICK
 from benchmarks.goals import goals
-from benchmarks.runner import Bench, Runner, selected
+from benchmarks.runner import SECONDS_A_CASE, Bench, Choice, Runner
 from benchmarks.scratch import Scratch, default_base
 from benchmarks.workloads import WORKLOADS
 
@@ -32,8 +32,23 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="PATTERN",
         help="only workloads whose name holds or matches PATTERN (may be repeated)",
     )
+    parser.add_argument("--case", action="append", default=[], metavar="PATTERN", help="only cases like that: tmpfs")
+    parser.add_argument(
+        "--who",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="only contenders like that; =NAME is that one alone",
+    )
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that all works, proves nothing")
     parser.add_argument("--repeat", type=int, metavar="N", help="repetitions (5; quick: 1)")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="for each case: no repetition begins after that, and none by a contender that used a quarter of it "
+        f"({SECONDS_A_CASE:.0f}; quick: 5)",
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="keep the data here, and the pictures beside it")
     parser.add_argument("--scratch", type=Path, default=default_base(), metavar="DIR", help="work here (%(default)s)")
     parser.add_argument("--plot-only", action="store_true", help="draw again what the data file holds, and print it")
@@ -45,10 +60,10 @@ def _terminate(_number: int, _frame: FrameType | None) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command. Only a whole run, neither ``--only`` nor ``--quick``, replaces ``results/latest.json``."""
+    """The command. Only a whole run, of everything and not ``--quick``, replaces ``results/latest.json``."""
     options = _arguments(argv)
-    chosen = selected(WORKLOADS, options.only)
-    whole = not options.only and not options.quick
+    chosen = Choice(options.only, options.who).of(WORKLOADS)
+    whole = not (options.only or options.case or options.who or options.quick)
     given = None if options.json is None else options.json.resolve()  # Workloads change the directory.
     out: Path | None = given or (LATEST if whole or options.plot_only else None)
     if options.list:
@@ -61,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
         print(report.text(kept, rows, goals(rows)))
         return _draw(out)
     if not chosen:
-        print(f"no workload matches {' '.join(options.only)}", file=sys.stderr)
+        print(f"no workload matches {' '.join(options.only + options.who)}", file=sys.stderr)
         return 2
     sizes = QUICK if options.quick else FULL
     options.scratch.mkdir(parents=True, exist_ok=True)
@@ -76,7 +91,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with Scratch(options.scratch) as scratch:
             about = environment.describe(scratch.root)
-            runner = Runner(Bench(scratch, sizes), options.repeat or (1 if options.quick else 5))
+            runner = Runner(
+                Bench(scratch, sizes),
+                repeat=options.repeat or (1 if options.quick else 5),
+                seconds=options.seconds or (5.0 if options.quick else SECONDS_A_CASE),
+                cases=options.case,
+            )
             for workload in chosen:
                 runner.run(workload)
     except KeyboardInterrupt:

@@ -316,7 +316,6 @@ def our_mount(name: str, *extra: str) -> Contender:
     return daemon(name, command, missing, _unionfs_version, ours=True)
 
 
-# A new engine of ours is one more line in MOUNTED.
 UNIONFS = in_process("unionfs")
 UNIONFS_VOLATILE = in_process("unionfs volatile", volatile=True)
 PLAIN = Contender("plain directory", _open_plain, lambda: None, lambda: f"Python {sys.version.split()[0]}")
@@ -324,11 +323,16 @@ MULTIFS = Contender("MultiFS", _open_multifs, _multifs_missing, _multifs_version
 OVERLAYFS = overlayfs("kernel overlayfs", "redirect_dir=on,metacopy=on,index=off")
 OVERLAYFS_DEFAULTS = overlayfs("kernel overlayfs, defaults", "")
 OVERLAYFS_VOLATILE = overlayfs("kernel overlayfs, volatile", "redirect_dir=on,metacopy=on,index=off,volatile")
-FUSEPY = our_mount("unionfs fusepy")
+DEVFUSE = our_mount("unionfs devfuse", "--engine", "devfuse")
+NO_PASSTHROUGH = our_mount("unionfs devfuse, no passthrough", "--engine", "devfuse", "-o", "nopassthrough")
+KERNEL = our_mount("unionfs kernel", "--engine", "kernel")
+FUSEPY = our_mount("unionfs fusepy", "--engine", "fusepy")
 FUSE_OVERLAYFS = _peer("fuse-overlayfs", _fuse_overlayfs)
 UNIONFS_FUSE = _peer("unionfs-fuse", _unionfs_fuse)
 MERGERFS = replace(_peer("mergerfs", _mergerfs), opens=_open_mergerfs)
 
 IN_PROCESS = (UNIONFS, PLAIN, MULTIFS)
-MOUNTED = (FUSEPY, OVERLAYFS, FUSE_OVERLAYFS, UNIONFS_FUSE, MERGERFS)
-ALL = (UNIONFS, UNIONFS_VOLATILE, PLAIN, MULTIFS, *MOUNTED, OVERLAYFS_DEFAULTS, OVERLAYFS_VOLATILE)
+# A new engine of ours is one more name here. `MOUNTED_DATA`: for what reads and writes files.
+MOUNTED = (DEVFUSE, KERNEL, FUSEPY, OVERLAYFS, FUSE_OVERLAYFS, UNIONFS_FUSE, MERGERFS)
+MOUNTED_DATA = (DEVFUSE, NO_PASSTHROUGH, *MOUNTED[1:])
+ALL = (UNIONFS, UNIONFS_VOLATILE, PLAIN, MULTIFS, *MOUNTED_DATA, OVERLAYFS_DEFAULTS, OVERLAYFS_VOLATILE)

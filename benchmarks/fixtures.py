@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from benchmarks import programs
 from benchmarks.contenders import Stack
 from benchmarks.scratch import Scratch
 
@@ -27,6 +28,7 @@ class Sizes:
     names: int
     listing: int
     entries: int
+    found: int
     big_file: int
     small_files: int
     small_size: int
@@ -34,6 +36,9 @@ class Sizes:
     tree_files: int
     cold_directories: int
     fio: int
+    repository_files: int
+    sources: int
+    modules: int
     disk: int
 
 
@@ -43,6 +48,7 @@ FULL = Sizes(
     names=1000,
     listing=10_000,
     entries=100_000,
+    found=138_000,
     big_file=1024 * MIB,
     small_files=10_000,
     small_size=4096,
@@ -50,15 +56,19 @@ FULL = Sizes(
     tree_files=5000,
     cold_directories=100,
     fio=256 * MIB,
+    repository_files=10_000,
+    sources=100,
+    modules=1000,
     disk=15 << 30,
 )
 
 QUICK = Sizes(
     full=False,
-    depths=(2, 10, 1000),
+    depths=(2, 100, 400),
     names=200,
     listing=1000,
     entries=5000,
+    found=5000,
     big_file=64 * MIB,
     small_files=200,
     small_size=4096,
@@ -66,6 +76,9 @@ QUICK = Sizes(
     tree_files=300,
     cold_directories=5,
     fio=16 * MIB,
+    repository_files=500,
+    sources=10,
+    modules=40,
     disk=3 << 30,
 )
 
@@ -94,23 +107,33 @@ class Fixtures:
         self._scratch = scratch
         self._sizes = sizes
         self._built: dict[object, object] = {}
+        self._roots: list[Path] = []
+        self._tmpfs: Path | None = None
 
-    def _once(self, key: object, build: Callable[[Path], T]) -> T:
+    def _once(self, key: object, build: Callable[[Path], T], under: Path | None = None) -> T:
+        key = (key, under)
         if key not in self._built:
-            root = self._scratch.fresh("fixture")
+            root = self._scratch.fresh("fixture", under)
             self._built[key] = build(root)
             _touch(root / "built")
+            self._roots.append(root)
             os.sync()
         value: T = self._built[key]  # type: ignore[assignment]
         return value
 
+    def tmpfs(self) -> Path:
+        """A tmpfs of the run's own; :exc:`Unsupported` where it can't be mounted."""
+        if self._tmpfs is None:
+            self._tmpfs = self._scratch.mount_tmpfs("75%")
+        return self._tmpfs
+
     def check(self) -> None:
         """RuntimeError when a contender wrote into a lower: the numbers after that would mean nothing."""
-        for built in self._scratch.root.glob("fixture-*/built"):
-            layers = [str(path) for path in built.parent.glob("[0-9]*")]
+        for root in self._roots:
+            layers = [str(path) for path in root.glob("[0-9]*")]
             if not layers:
                 continue
-            command = ["find", *layers, "-newercm", str(built), "-print", "-quit"]
+            command = ["find", *layers, "-newercm", str(root / "built"), "-print", "-quit"]
             changed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
             if changed:
                 raise RuntimeError(f"{changed} is in a lower layer, and a contender changed it")
@@ -151,7 +174,7 @@ class Fixtures:
 
         return self._once("listing", build)
 
-    def walk(self) -> Stack:
+    def walk(self, under: Path | None = None) -> Stack:
         """Ten layers that merge to a tree of `entries` entries: 1 directory in 100, three levels.
 
         Each file is in one of the layers by turns, and one in twenty in two of them. Every directory is
@@ -177,7 +200,82 @@ class Fixtures:
                         number += 1
             return Stack(tuple(layers), plain)
 
-        return self._once("walk", build)
+        return self._once("walk", build, under)
+
+    def found(self, under: Path | None = None) -> Stack:
+        """A base of `found` entries, one in ten a directory and one in fifty a symlink, below two small layers.
+
+        Each of the two has one file in a hundred, half of them changed and half new.
+        """
+
+        def build(root: Path) -> Stack:
+            layers, plain = [root / str(i) for i in range(3)], root / "plain"
+            for number in range(self._sizes.found // 10):
+                directory = f"usr{number // 1000}/part{number // 30 % 33:02d}/package{number % 30:02d}-{number}"
+                for top in (layers[2], plain):
+                    (top / directory).mkdir(parents=True)
+                    for i in range(9):
+                        name = top / directory / f"file{i}.txt"
+                        if i == 8 and number % 5 == 0:
+                            name.symlink_to("file0.txt")
+                        else:
+                            _touch(name)
+                if number % 11 < 2:
+                    for top in (layers[number % 11], plain):
+                        (top / directory).mkdir(parents=True, exist_ok=True)
+                        _touch(top / directory / "file1.txt" if number % 2 else top / directory / f"new{number}")
+            return Stack(tuple(layers), plain)
+
+        return self._once("found", build, under)
+
+    def empty(self, under: Path | None = None) -> Stack:
+        """One layer with nothing in it, and a plain directory likewise."""
+
+        def build(root: Path) -> Stack:
+            (root / "0").mkdir()
+            (root / "plain").mkdir()
+            return Stack((root / "0",), root / "plain")
+
+        return self._once("empty", build, under)
+
+    def repository(self) -> Path:
+        """A bare git repository (:func:`programs.repository`)."""
+
+        def build(root: Path) -> Path:
+            programs.repository(root / "repository.git", self._sizes.repository_files)
+            return root / "repository.git"
+
+        return self._once("repository", build)
+
+    def checkout(self, under: Path | None = None) -> Stack:
+        """One layer with ``checkout``, a clone of `repository` with its work tree, below an empty one."""
+
+        def build(root: Path) -> Stack:
+            (root / "0").mkdir()
+            (root / "1").mkdir()
+            programs.git("clone", "-q", str(self.repository()), str(root / "1" / "checkout"))
+            return Stack((root / "0", root / "1"), root / "1")
+
+        return self._once("checkout", build, under)
+
+    def project(self, under: Path | None = None) -> Stack:
+        """One layer with ``project`` (:func:`programs.c_project`), below an empty one."""
+
+        def build(root: Path) -> Stack:
+            (root / "0").mkdir()
+            programs.c_project(root / "1" / "project", self._sizes.sources)
+            return Stack((root / "0", root / "1"), root / "1")
+
+        return self._once("project", build, under)
+
+    def wheels(self) -> Path:
+        """A directory of wheels (:func:`programs.wheels`)."""
+
+        def build(root: Path) -> Path:
+            programs.wheels(root / "wheels", self._sizes.modules)
+            return root / "wheels"
+
+        return self._once("wheels", build)
 
     def cold(self, shape: str, layers: int) -> Stack:
         """Layers for first lookups of the paths `cold_names` gives.
@@ -223,13 +321,12 @@ class Fixtures:
         """One layer with ``big``, of `big_file` bytes, below an empty one."""
 
         def build(root: Path) -> Stack:
-            home = self._scratch.fresh("big-file", under) if under else root
-            (home / "0").mkdir()
-            (home / "1").mkdir()
-            write_file(home / "1" / "big", self._sizes.big_file)
-            return Stack((home / "0", home / "1"))
+            (root / "0").mkdir()
+            (root / "1").mkdir()
+            write_file(root / "1" / "big", self._sizes.big_file)
+            return Stack((root / "0", root / "1"))
 
-        return self._once(("big file", under), build)
+        return self._once("big file", build, under)
 
     def big_directory(self) -> Stack:
         """One layer with ``dir``, a directory of `entries` files in 100 directories."""
@@ -250,19 +347,18 @@ class Fixtures:
         """One layer with ``files/0`` … of `size` bytes each, below an empty one."""
 
         def build(root: Path) -> Stack:
-            home = self._scratch.fresh("files", under) if under else root
-            (home / "0").mkdir()
-            (home / "1" / "files").mkdir(parents=True)
+            (root / "0").mkdir()
+            (root / "1" / "files").mkdir(parents=True)
             block = random.Random(size).randbytes(min(size, MIB))
             for i in range(count):
-                with (home / "1" / "files" / str(i)).open("wb") as file:
+                with (root / "1" / "files" / str(i)).open("wb") as file:
                     for _ in range(size // len(block)):
                         file.write(block)
-            return Stack((home / "0", home / "1"))
+            return Stack((root / "0", root / "1"), root / "1")
 
-        return self._once(("files", size, count, under), build)
+        return self._once(("files", size, count), build, under)
 
-    def source_tree(self) -> Stack:
+    def source_tree(self, under: Path | None = None) -> Stack:
         """One layer with ``src``: files as large as a source tree's (median 4 KiB, mean 18 KiB), ten a directory."""
 
         def build(root: Path) -> Stack:
@@ -279,7 +375,7 @@ class Fixtures:
             subprocess.run(["cp", "-a", str(root / "plain"), str(root / "1")], check=True)
             return Stack((root / "0", root / "1"), root / "plain")
 
-        return self._once("source tree", build)
+        return self._once("source tree", build, under)
 
     def tarball(self) -> Path:
         """The tree of `source_tree` as an uncompressed tar."""

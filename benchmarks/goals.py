@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.contenders import OVERLAYFS, OVERLAYFS_VOLATILE, PLAIN, UNIONFS, UNIONFS_VOLATILE
-from benchmarks.runner import Row
+from benchmarks.contenders import (
+    DEVFUSE,
+    FUSE_OVERLAYFS,
+    KERNEL,
+    NO_PASSTHROUGH,
+    OVERLAYFS,
+    OVERLAYFS_VOLATILE,
+    PLAIN,
+    UNIONFS,
+    UNIONFS_VOLATILE,
+    Contender,
+)
+from benchmarks.runner import Row, slowness
 from benchmarks.workloads_change import CP, CP_SYNC
 
 METADATA_ONLY = 1 << 20
+# What "equal" allows for noise.
+EQUAL = 1.1
 
 
 @dataclass(frozen=True)
 class Goal:
-    """One line of the table of goals. `value` and `limit` are in `unit` (``×`` or ``s``); None: not measured."""
+    """One line of the table of goals. `value` and `limit` are in `unit` (``×`` or ``s``); None: not measured.
+
+    `least`: the value has to be the limit or more, not less.
+    """
 
     title: str
     detail: str
@@ -23,11 +40,15 @@ class Goal:
     limit: float
     value: float | None
     note: str = ""
+    least: bool = False
 
     @property
     def reached(self) -> bool | None:
         """Whether the value is within the limit; None when it was not measured."""
-        return None if self.value is None else self.value <= self.limit and not self.note
+        if self.value is None:
+            return None
+        within = self.value >= self.limit if self.least else self.value <= self.limit
+        return within and not self.note
 
     def to_json(self) -> dict[str, Any]:
         """As kept in the result file."""
@@ -36,16 +57,25 @@ class Goal:
 
 class _Rows:
     def __init__(self, rows: Iterable[Row]) -> None:
-        self._rows = list(rows)
+        self._rows = {(row.workload, row.case, row.metric, row.contender): row for row in rows}
+
+    def workloads(self) -> list[str]:
+        return list(dict.fromkeys(key[0] for key in self._rows))
 
     def cases(self, workload: str) -> list[str]:
-        return list(dict.fromkeys(row.case for row in self._rows if row.workload == workload))
+        return list(dict.fromkeys(key[1] for key in self._rows if key[0] == workload))
+
+    def metrics(self, workload: str, case: str) -> list[str]:
+        return list(dict.fromkeys(key[2] for key in self._rows if key[:2] == (workload, case)))
 
     def median(self, workload: str, case: str, metric: str, contender: str) -> float | None:
-        for row in self._rows:
-            if (row.workload, row.case, row.metric, row.contender) == (workload, case, metric, contender):
-                return row.median
-        return None
+        row = self._rows.get((workload, case, metric, contender))
+        return row.median if row else None
+
+    def slowness(self, workload: str, case: str, metric: str, ours: Contender, theirs: Contender) -> float | None:
+        """How many times worse `ours` is: more time or bytes, or less throughput."""
+        mine, other = (self._rows.get((workload, case, metric, one.name)) for one in (ours, theirs))
+        return slowness(mine, other) if mine and other else None
 
     def ratio(self, workload: str, case: str, metric: str, ours: str, theirs: str) -> float | None:
         ours_value = self.median(workload, case, metric, ours)
@@ -85,7 +115,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
         for ours, theirs in ((us, OVERLAYFS.name), (UNIONFS_VOLATILE.name, OVERLAYFS_VOLATILE.name)):
             ratio = table.ratio("change/copyup-many", case, "time a file", ours, theirs)
             found.append(Goal("copy-up, many", f"{case}, {ours} against {theirs}", "×", 2.0, ratio))
-    return found
+    return [*found, *_mounted(table), *_kernel_engine(table)]
 
 
 def _copyup(table: _Rows, case: str) -> list[Goal]:
@@ -100,3 +130,66 @@ def _copyup(table: _Rows, case: str) -> list[Goal]:
         Goal("copy-up", f"{case}, {ours} against {theirs}", "×", 1.1, table.ratio(name, case, "time", ours, theirs))
         for ours, theirs in pairs
     ]
+
+
+# devfuse, against a peer: workload, metrics, the peer, and how many times its time (or memory) at most.
+_TIMES = (
+    ("mount/find", ("cold",), FUSE_OVERLAYFS, 0.8),
+    ("mount/find", ("warm",), FUSE_OVERLAYFS, 1.0),
+    ("mount/find", ("warm",), OVERLAYFS, 1.5),
+    ("mount/find", ("RSS after",), FUSE_OVERLAYFS, 1.5),
+    ("mount/tar", ("untar", "rm -rf, upper files", "rm -rf, lower files"), FUSE_OVERLAYFS, 0.8),
+    ("mount/tar", ("tar, lower files", "tar, upper files"), FUSE_OVERLAYFS, 1.0),
+    ("mount/read", ("sequential, cold", "sequential, warm", "random, cold", "random, warm"), FUSE_OVERLAYFS, 1.0),
+    ("mount/read", ("sequential, cold", "sequential, warm", "random, cold", "random, warm"), PLAIN, 1.1),
+    ("mount/git", ("clone", "status", "status, lower files"), FUSE_OVERLAYFS, 1.0),
+    ("mount/gcc", ("build",), FUSE_OVERLAYFS, 1.0),
+    ("mount/pip", ("install",), FUSE_OVERLAYFS, 1.0),
+)
+# Lookups at these depths: how many times the kernel's time, and fuse-overlayfs's.
+_DEPTHS = {"100 layers": (0.2, 1.0), "400 layers": (0.05, 1.0)}
+# Throughput of writing: who, against whom, how many times at least.
+_WRITES = (
+    (DEVFUSE, OVERLAYFS, {"sequential": 0.95, "random": 0.95}),
+    (NO_PASSTHROUGH, FUSE_OVERLAYFS, {"sequential": 1.2, "random": 2.0}),
+)
+_AT_ONCE = 0.010  # seconds
+
+
+def _mounted(table: _Rows) -> Iterator[Goal]:
+    us = DEVFUSE
+    for workload, metrics, peer, limit in _TIMES:
+        for case in table.cases(workload):
+            for metric in metrics:
+                ratio = table.slowness(workload, case, metric, us, peer)
+                yield Goal(workload, f"{metric}, {case}, devfuse against {peer.name}", "×", limit, ratio)
+    for case in table.cases("mount/lookup"):
+        for peer, limit in zip((OVERLAYFS, FUSE_OVERLAYFS), _DEPTHS.get(case, ()), strict=False):
+            for metric in ("hit cold", "hit next", "miss cold", "miss next"):
+                ratio = table.slowness("mount/lookup", case, metric, us, peer)
+                yield Goal("mount/lookup", f"{metric}, {case}, devfuse against {peer.name}", "×", limit, ratio)
+    for case in table.cases("mount/write"):
+        for ours, theirs, limits in _WRITES:
+            for what, limit in limits.items():
+                # A disk is slower than any of them; a tmpfs shows what a flush costs them.
+                metric = f"{what}, fsync" if case.endswith("tmpfs") else what
+                ratio = table.ratio("mount/write", case, metric, ours.name, theirs.name)
+                detail = f"{metric}, {case}, {ours.name.removeprefix('unionfs ')} against {theirs.name}"
+                yield Goal("mount/write", detail, "×", limit, ratio, least=True)
+    for workload in ("change/chmod", "change/rename"):
+        for case in table.cases(workload):
+            yield Goal(workload, f"{case}, devfuse", "s", _AT_ONCE, table.median(workload, case, "time", us.name))
+
+
+def _kernel_engine(table: _Rows) -> Iterator[Goal]:
+    for workload in table.workloads():
+        for case in table.cases(workload) if workload.startswith("mount/") else ():
+            ratios = {
+                metric: ratio
+                for metric in table.metrics(workload, case)
+                if (ratio := table.slowness(workload, case, metric, KERNEL, OVERLAYFS)) is not None
+            }
+            mean = statistics.geometric_mean(ratios.values()) if ratios else None
+            worst = max(ratios, key=lambda metric: ratios[metric], default="")
+            detail = f"{workload}, {case}" + (f", mean (worst: {worst}, {ratios[worst]:.2f}×)" if ratios else "")
+            yield Goal("kernel engine", detail, "×", EQUAL, mean)

@@ -11,14 +11,16 @@ from typing import Any
 
 from benchmarks.contenders import OVERLAYFS, PLAIN
 from benchmarks.goals import goals
-from benchmarks.report import OURS, quantity, slowness, times
-from benchmarks.runner import Row
+from benchmarks.report import OURS, goal_limit, goal_quantity, quantity, times
+from benchmarks.runner import Row, slowness
 
 COLOURS = {
     "unionfs": "#d62728",
     "unionfs volatile": "#ff9896",
-    "unionfs fusepy": "#d62728",
-    "unionfs devfuse": "#8c1a1b",
+    "unionfs devfuse": "#d62728",
+    "unionfs devfuse, no passthrough": "#f08080",
+    "unionfs kernel": "#8c1a1b",
+    "unionfs fusepy": "#e7a5a5",
     "kernel overlayfs": "#1f77b4",
     "kernel overlayfs, volatile": "#aec7e8",
     "kernel overlayfs, defaults": "#aec7e8",
@@ -30,20 +32,25 @@ COLOURS = {
 }
 GREY = "#7f7f7f"
 PANELS = (
-    ("mounted/listing", "cold", "listdir, cold"),
-    ("mounted/walk", "cold", "find, cold"),
-    ("mounted/walk", "warm", "find, warm"),
+    ("mount/find", "cold", "find -ls, cold"),
+    ("mount/find", "warm", "find -ls, warm"),
+    ("mount/find", "RSS after", "memory of the daemon"),
+    ("mount/listing", "cold", "listdir, cold"),
     ("change/chmod", "time", "chmod of a large file"),
     ("change/rename", "time", "rename of a large directory"),
     ("change/copyup-many", "time a file", "copy-up of a small file"),
-    ("mounted/tar", "tar", "tar"),
-    ("mounted/tar", "untar", "untar"),
-    ("mounted/tar", "rm -rf, lower files", "rm -rf of lower files"),
-    ("mounted/fio", "sequential read", "sequential read"),
-    ("mounted/fio", "random read", "random read"),
-    ("mounted/fio", "sequential write", "sequential write"),
-    ("mounted/fio", "random write", "random write"),
-    ("mounted/walk", "RSS after", "memory of the daemon"),
+    ("mount/tar", "untar", "untar"),
+    ("mount/tar", "tar, lower files", "tar"),
+    ("mount/tar", "rm -rf, upper files", "rm -rf of upper files"),
+    ("mount/tar", "rm -rf, lower files", "rm -rf of lower files"),
+    ("mount/write", "sequential, fsync", "sequential write"),
+    ("mount/write", "random, fsync", "random write"),
+    ("mount/read", "sequential, cold", "sequential read, cold"),
+    ("mount/read", "random, cold", "random read, cold"),
+    ("mount/git", "clone", "git clone"),
+    ("mount/git", "status", "git status"),
+    ("mount/gcc", "build", "make -j2"),
+    ("mount/pip", "install", "pip install"),
 )
 
 
@@ -58,7 +65,7 @@ def draw(directory: Path, about: dict[str, Any], rows: Sequence[Row]) -> Iterato
     if not about["full sizes"]:
         foot += " — QUICK SIZES"
     pictures: dict[str, Callable[[Any, Sequence[Row]], Any]] = {
-        "lookup-mounted": partial(_lookup, workload="mounted/lookup", title="Mounted: a lookup against depth"),
+        "lookup-mounted": partial(_lookup, workload="mount/lookup", title="Mounted: a lookup against depth"),
         "lookup-inprocess": partial(_lookup, workload="inprocess/lookup", title="In process: a lookup against depth"),
         "mounted": _mounted,
         "copyup": _copyup,
@@ -158,11 +165,13 @@ def _mounted(plt: Any, rows: Sequence[Row]) -> Any:
     for workload, metric, title in PANELS:
         mine = [row for row in rows if (row.workload, row.metric) == (workload, metric)]
         if mine:
-            first = [row for row in mine if row.case == mine[0].case]
+            cases = dict.fromkeys(row.case for row in mine)
+            case = next((case for case in cases if case.endswith("tmpfs")), mine[0].case)
+            first = [row for row in mine if row.case == case]
             skipped: tuple[str, ...] = ("unionfs", "unionfs volatile", "kernel overlayfs, volatile", "MultiFS")
             if metric == "RSS after":
                 skipped += (PLAIN.name, OVERLAYFS.name)
-            panels.append((f"{title}\n{mine[0].case}", [row for row in first if row.contender not in skipped]))
+            panels.append((f"{title}\n{case}", [row for row in first if row.contender not in skipped]))
     if not panels:
         return None
     columns = 3
@@ -216,11 +225,10 @@ def _goals(plt: Any, rows: Sequence[Row]) -> Any:
     figure, axis = plt.subplots(figsize=(11, 0.3 * len(found) + 1.3), layout="constrained")
     for i, goal in enumerate(found):
         assert goal.value is not None
-        share = goal.value / goal.limit
+        share = goal.limit / goal.value if goal.least and goal.value else goal.value / goal.limit
         axis.barh(i, share, left=0, color="#4c9f70" if goal.reached else "#d62728", height=0.7)
-        value = times(goal.value) if goal.unit == "×" else quantity(goal.value, goal.unit)
-        limit = times(goal.limit) if goal.unit == "×" else quantity(goal.limit, goal.unit)
-        axis.text(share * 1.04, i, f"{value}  (≤ {limit})", va="center", fontsize=7.5)
+        words = f"{goal_quantity(goal.value, goal)}  ({goal_limit(goal)})"
+        axis.text(share * 1.04, i, words, va="center", fontsize=7.5)
     axis.set_yticks(range(len(found)), [f"{goal.title}: {goal.detail}" for goal in found], fontsize=7.5)
     axis.set_ylim(len(found) - 0.4, -0.6)
     axis.axvline(1, color="black", linewidth=1)
@@ -229,5 +237,5 @@ def _goals(plt: Any, rows: Sequence[Row]) -> Any:
     axis.set_xlim(min(low, 0.05), max(high, 2) * 2.5)
     axis.set_xticks([0.1, 1, 10], ["a tenth of the limit", "the limit", "ten times"])
     axis.minorticks_off()
-    axis.set_title("In process: the goals (left of the line: reached)", fontweight="bold", loc="left")
+    axis.set_title("The goals (left of the line: reached)", fontweight="bold", loc="left")
     return figure

@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.contenders import ALL, PLAIN
 from benchmarks.goals import Goal
-from benchmarks.runner import Row, Workload
+from benchmarks.runner import Row, Workload, slowness
 from benchmarks.workloads import WORKLOADS
 
 OURS = tuple(contender.name for contender in ALL if contender.ours)
@@ -32,14 +32,6 @@ def quantity(value: float, unit: str) -> str:
 def times(ratio: float) -> str:
     """A ratio, as ``1.23×``."""
     return f"{ratio:.2f}×" if ratio < 10 else f"{ratio:.0f}×"
-
-
-def slowness(row: Row, other: Row) -> float | None:
-    """How many times worse `row` is than `other`: more time, more bytes, or less throughput."""
-    if row.median is None or other.median is None or 0 in (row.median, other.median):
-        return None
-    ratio = row.median / other.median
-    return 1 / ratio if row.unit.startswith(("B/", "1/")) else ratio
 
 
 def save(path: Path, environment: dict[str, Any], rows: Sequence[Row], found: Sequence[Goal]) -> None:
@@ -82,10 +74,11 @@ def _workload_table(workload: Workload, rows: Sequence[Row]) -> str:
     names = list(dict.fromkeys(row.contender for row in rows))
     peers = [name for name in names if name not in OURS and name != PLAIN.name]
     reference = workload.reference.name
+    compared = reference in names
     head = [""]
     for name in names:
         head.append(name)
-        if name in OURS and reference != name:
+        if name in OURS and compared and reference != name:
             head.append("/ref")
         if name in OURS and peers:
             head.append("/best")
@@ -100,7 +93,7 @@ def _workload_table(workload: Workload, rows: Sequence[Row]) -> str:
                 line.append(quantity(row.median, row.unit))
             else:
                 line.append(reasons.setdefault(row.reason or "not measured", f"({len(reasons) + 1})"))
-            if name in OURS and reference != name:
+            if name in OURS and compared and reference != name:
                 ratio = slowness(row, here[reference])
                 line.append(times(ratio) if ratio else "–")
             if name in OURS and peers:
@@ -116,6 +109,16 @@ def _workload_table(workload: Workload, rows: Sequence[Row]) -> str:
     return text
 
 
+def goal_quantity(value: float, goal: Goal) -> str:
+    """`value` in the goal's unit."""
+    return times(value) if goal.unit == "×" else quantity(value, goal.unit)
+
+
+def goal_limit(goal: Goal) -> str:
+    """``≤ 1.50×``, ``≥ 0.95×``, ``≤ 10 ms``."""
+    return f"{'≥' if goal.least else '≤'} {goal_quantity(goal.limit, goal)}"
+
+
 def goal_table(found: Iterable[Goal]) -> str:
     """The goals, one line each."""
     lines = [["goal", "", "measured", "limit", ""]]
@@ -123,8 +126,8 @@ def goal_table(found: Iterable[Goal]) -> str:
         if goal.value is None:
             value = "–"
         else:
-            value = times(goal.value) if goal.unit == "×" else quantity(goal.value, goal.unit)
-        limit = f"≤ {times(goal.limit) if goal.unit == '×' else quantity(goal.limit, goal.unit)}"
+            value = goal_quantity(goal.value, goal)
+        limit = goal_limit(goal)
         verdict = {True: "reached", False: "NOT reached", None: "not measured"}[goal.reached]
         lines.append([goal.title, goal.detail, value, limit, f"{verdict} {goal.note}".strip()])
     return _table(lines, left=2)

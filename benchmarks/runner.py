@@ -15,18 +15,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from benchmarks.contenders import Contender, Place, Stack
 from benchmarks.fixtures import Fixtures, Sizes
-from benchmarks.scratch import PREFIX, Scratch, Unsupported
+from benchmarks.scratch import PREFIX, Scratch, Unsupported, filesystem_of
 from benchmarks.views import View
 
 SECONDS_A_MEASUREMENT = 300
-SECONDS_A_CONTENDER = 4.0
+SECONDS_A_CASE = 30.0
 
 Readings = Iterator[tuple[str, float]]
 Measure = Callable[[Contender], Readings]
@@ -34,10 +34,14 @@ Measure = Callable[[Contender], Readings]
 
 @dataclass(frozen=True)
 class Case:
-    """One setting of a workload. `measure` yields ``(metric, value)`` as it gets them."""
+    """One setting of a workload. `measure` yields ``(metric, value)`` as it gets them.
+
+    `prepare` builds what `measure` needs, outside of the case's time; :exc:`Unsupported` when it can't be had.
+    """
 
     label: str
     measure: Measure
+    prepare: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -77,8 +81,24 @@ class Row:
         return {**asdict(self), "median": self.median}
 
 
+def slowness(row: Row, other: Row) -> float | None:
+    """How many times worse `row` is than `other`: more time, more bytes, or less throughput."""
+    if row.median is None or other.median is None or 0 in (row.median, other.median):
+        return None
+    ratio = row.median / other.median
+    return 1 / ratio if row.unit.startswith(("B/", "1/")) else ratio
+
+
 class TimedOut(Exception):
     """A measurement took longer than ``SECONDS_A_MEASUREMENT``."""
+
+
+@dataclass(frozen=True)
+class Area:
+    """A file system to measure on. `under` gives the `under` of :meth:`Bench.open` and of the fixtures."""
+
+    name: str
+    under: Callable[[], Path | None]
 
 
 class Bench:
@@ -88,6 +108,10 @@ class Bench:
         self.scratch = scratch
         self.sizes = sizes
         self.fixtures = Fixtures(scratch, sizes)
+
+    def areas(self) -> tuple[Area, ...]:
+        """The file system of the scratch area, and a tmpfs."""
+        return Area(filesystem_of(self.scratch.root), lambda: None), Area("tmpfs", self.fixtures.tmpfs)
 
     @contextlib.contextmanager
     def open(
@@ -116,22 +140,45 @@ class Bench:
         return Place(self.scratch, stack, **paths)
 
 
-class Runner:
-    """Runs workloads and keeps their rows."""
+@dataclass(frozen=True)
+class Choice:
+    """What of the workloads is run. No patterns: all. See :func:`matches`."""
 
-    def __init__(self, bench: Bench, repeat: int) -> None:
+    workloads: Sequence[str] = ()
+    contenders: Sequence[str] = ()
+
+    def of(self, workloads: Sequence[Workload]) -> list[Workload]:
+        """The chosen workloads, with the chosen contenders; without those that nobody is left in."""
+        found = [
+            replace(one, contenders=tuple(who for who in one.contenders if matches(who.name, self.contenders)))
+            for one in workloads
+            if matches(one.name, self.workloads)
+        ]
+        return [one for one in found if one.contenders]
+
+
+class Runner:
+    """Runs workloads and keeps their rows.
+
+    Each case has `repeat` rounds, but no new one begins, for a contender, when it has used a quarter of `seconds`,
+    and for all, when the case has used `seconds`.
+    """
+
+    def __init__(self, bench: Bench, repeat: int, seconds: float = SECONDS_A_CASE, cases: Sequence[str] = ()) -> None:
         self.bench = bench
         self.repeat = repeat
+        self.seconds = seconds
+        self.cases = cases
         self.rows: list[Row] = []
 
     def run(self, workload: Workload) -> None:
         """Run all the cases of `workload`, its contenders interleaved; RuntimeError when one changed a lower."""
         for case in workload.cases(self.bench):
-            self._run_case(workload, case)
+            if matches(case.label, self.cases):
+                self._run_case(workload, case)
         self.bench.fixtures.check()
 
     def _run_case(self, workload: Workload, case: Case) -> None:
-        start = time.monotonic()
         rows = {
             contender.name: {
                 metric: Row(workload.name, case.label, metric, unit, contender.name)
@@ -139,9 +186,16 @@ class Runner:
             }
             for contender in workload.contenders
         }
+        reason = self._prepare(case)
+        if reason is not None:
+            for row in (row for metrics in rows.values() for row in metrics.values()):
+                row.reason = reason
+        start = time.monotonic()
         spent = dict.fromkeys(rows, 0.0)
-        done: set[str] = set()
-        for _ in range(self.repeat):
+        done: set[str] = set(rows if reason is not None else ())
+        for round_number in range(self.repeat):
+            if round_number and time.monotonic() - start > self.seconds:
+                break
             for contender in workload.contenders:
                 if contender.name in done:
                     continue
@@ -151,11 +205,20 @@ class Runner:
                 if reason is not None:
                     for row in rows[contender.name].values():
                         row.reason = None if row.values else reason
-                if reason is not None or spent[contender.name] > SECONDS_A_CONTENDER:
+                if reason is not None or spent[contender.name] > self.seconds / 4:
                     done.add(contender.name)
         self.rows += [row for metrics in rows.values() for row in metrics.values()]
         took = time.monotonic() - start
         print(f"  {workload.name:<28} {case.label:<34} {took:6.1f} s", file=sys.stderr, flush=True)
+
+    def _prepare(self, case: Case) -> str | None:
+        try:
+            case.prepare()
+        except (Unsupported, OSError) as error:
+            return str(error)
+        except subprocess.CalledProcessError as error:
+            return _program_failed(error)
+        return None
 
     def _measure(self, case: Case, contender: Contender, rows: dict[str, Row]) -> str | None:
         """Take one measurement into `rows`; the reason when it could not be taken whole."""
@@ -172,8 +235,7 @@ class Runner:
         except TimedOut:
             return f"not done after {SECONDS_A_MEASUREMENT} s"
         except subprocess.CalledProcessError as error:
-            words = str(error.stderr or "").strip().splitlines()
-            return _without_paths(words[0]) if words else f"{error.cmd[0]}: exit {error.returncode}"
+            return _program_failed(error)
         except OSError as error:
             if error.errno is None:
                 return _without_paths(str(error))
@@ -181,6 +243,11 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - one bug must not lose a long run; the table shows it
             return f"{type(error).__name__}: {error}"[:300]
         return None
+
+
+def _program_failed(error: subprocess.CalledProcessError) -> str:
+    words = str(error.stderr or "").strip().splitlines()
+    return _without_paths(words[0]) if words else f"{error.cmd[0]}: exit {error.returncode}"
 
 
 def _without_paths(words: str) -> str:
@@ -221,11 +288,12 @@ def deadline(seconds: float, scratch: Scratch) -> Iterator[None]:
         signal.signal(signal.SIGALRM, previous)
 
 
-def selected(workloads: Sequence[Workload], patterns: Sequence[str]) -> list[Workload]:
-    """The workloads whose name holds or matches one of `patterns`; all of them when there are none."""
-    return [
-        workload
-        for workload in workloads
-        if not patterns
-        or any(pattern in workload.name or fnmatch.fnmatch(workload.name, pattern) for pattern in patterns)
-    ]
+def matches(name: str, patterns: Sequence[str]) -> bool:
+    """Whether `name` holds one of `patterns`, or matches it as a glob; ``=NAME`` is that name and no other.
+
+    True when there are no patterns.
+    """
+    return not patterns or any(
+        name == pattern[1:] if pattern.startswith("=") else pattern in name or fnmatch.fnmatch(name, pattern)
+        for pattern in patterns
+    )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from benchmarks.views import View
 
@@ -12,6 +15,14 @@ BATCH_SECONDS = 0.02
 BATCHES = 5
 LOOKUP_SECONDS = 2.0
 CHUNK = 50
+
+
+def settle(*files: Path) -> None:
+    """Nothing dirty left to write, and `files` in the page cache."""
+    os.sync()
+    for path in files:
+        with path.open("rb", buffering=0) as source, Path(os.devnull).open("wb") as sink:
+            shutil.copyfileobj(source, sink, 1 << 20)
 
 
 def timed(function: Callable[..., object], *arguments: object) -> float:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks import workloads_change, workloads_read, workloads_tools
+from benchmarks import workloads_change, workloads_programs, workloads_read, workloads_tools
 from benchmarks.runner import Workload
 
 WORKLOADS: tuple[Workload, ...] = (
     *workloads_read.WORKLOADS,
     *workloads_change.WORKLOADS,
     *workloads_tools.WORKLOADS,
+    *workloads_programs.WORKLOADS,
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,7 +25,7 @@ from benchmarks.contenders import (
 )
 from benchmarks.runner import Bench, Case, Readings, Workload
 from benchmarks.scratch import Unsupported, disk_used, filesystem_of
-from benchmarks.timing import timed
+from benchmarks.timing import settle, timed
 from benchmarks.views import View, os_view
 
 
@@ -67,19 +66,11 @@ def size_name(size: int) -> str:
     return f"{size} B"
 
 
-def _settle(*files: Path) -> None:
-    """Nothing dirty left to write, and `files` in the page cache."""
-    os.sync()
-    for path in files:
-        with path.open("rb", buffering=0) as source, Path(os.devnull).open("wb") as sink:
-            shutil.copyfileobj(source, sink, 1 << 20)
-
-
 def _chmod(bench: Bench) -> Iterator[Case]:
     stack = bench.fixtures.big_file()
 
     def measure(contender: Contender) -> Readings:
-        _settle(*(lower / "big" for lower in stack.lowers[-1:]))
+        settle(*(lower / "big" for lower in stack.lowers[-1:]))
         with bench.open(contender, stack) as view:
             yield "time", timed(view.chmod, view.prefix + "/big", 0o600)
             if view.upper is not None:
@@ -107,7 +98,7 @@ def _rename(bench: Bench) -> Iterator[Case]:
 
 def _copyup_sizes(bench: Bench) -> Iterator[Case]:
     def measure(stack: Stack, count: int, contender: Contender) -> Readings:
-        _settle(*((stack.lowers[-1] / "files" / str(i)) for i in range(count)))
+        settle(*((stack.lowers[-1] / "files" / str(i)) for i in range(count)))
         with bench.open(contender, stack) as view:
             paths = [f"{view.prefix}/files/{i}" for i in range(count)]
             for path in paths:
@@ -128,7 +119,7 @@ def _copyup_big(bench: Bench) -> Iterator[Case]:
 
     def measure(under: Path | None, contender: Contender) -> Readings:
         stack = bench.fixtures.big_file(under)
-        _settle(stack.lowers[-1] / "big")
+        settle(stack.lowers[-1] / "big")
         with bench.open(contender, stack, under=under) as view:
             view.stat(view.prefix + "/big")
             yield "time", timed(view.write_byte, view.prefix + "/big")
@@ -151,7 +142,7 @@ def _copyup_many(bench: Bench) -> Iterator[Case]:
 
     def measure(under: Path | None, contender: Contender) -> Readings:
         stack = bench.fixtures.files(size, count, under)
-        _settle()
+        settle()
         with bench.open(contender, stack, under=under) as view:
             paths = [f"{view.prefix}/files/{i}" for i in range(count)]
             write = view.write_byte
@@ -165,13 +156,11 @@ def _copyup_many(bench: Bench) -> Iterator[Case]:
     what = f"{count} files of {size_name(size)}"
     bench.fixtures.files(size, count)
     yield Case(f"{what}, {filesystem_of(bench.scratch.root)}", partial(measure, None))
-    try:
-        point = bench.scratch.mount_tmpfs("2g")
-    except Unsupported:
-        point = Path("/dev/shm")
-    with bench.scratch.temporary("tmpfs-area", point) as area:
-        bench.fixtures.files(size, count, area)
-        yield Case(f"{what}, tmpfs", partial(measure, area))
+    yield Case(
+        f"{what}, tmpfs",
+        lambda contender: measure(bench.fixtures.tmpfs(), contender),
+        lambda: bench.fixtures.files(size, count, bench.fixtures.tmpfs()),
+    )
 
 
 WORKLOADS = (

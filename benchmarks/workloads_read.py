@@ -6,17 +6,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 from benchmarks.contenders import IN_PROCESS, MOUNTED, OVERLAYFS, PLAIN, REPOSITORY, UNIONFS, Contender, Stack
 from benchmarks.fixtures import EIGHT_DEEP
 from benchmarks.memory import memory_of
-from benchmarks.runner import Bench, Case, Readings, Workload
+from benchmarks.runner import Area, Bench, Case, Readings, Workload
 from benchmarks.scratch import Unsupported, drop_caches
 from benchmarks.timing import time_names, time_of_call, timed
 
+Fixture = Callable[[Path | None], Stack]
 LONG_WALK = 10
 WARM_DEPTHS = (2, 10, 100, 1000)
 
@@ -41,23 +42,30 @@ def _stat(bench: Bench) -> Iterator[Case]:
         yield Case(f"{depth} layers", partial(measure, bench.fixtures.deep(depth), depth))
 
 
-def _lookup(bench: Bench, *, drop: bool) -> Iterator[Case]:
+def warm_layers(stack: Stack) -> None:
+    """Every inode of the layers, and of the plain tree, in the kernel's caches."""
+    subprocess.run(["find", *stack.lowers, *([stack.plain] if stack.plain else []), "-size", "+1G"], check=True)
+
+
+def _lookup(bench: Bench, *, warm: bool) -> Iterator[Case]:
     hits = [f"/{EIGHT_DEEP}/n{i}" for i in range(bench.sizes.names)]
     misses = [f"/{EIGHT_DEEP}/m{i}" for i in range(bench.sizes.names)]
 
-    def measure(stack: Stack, contender: Contender) -> Readings:
+    def measure(depth: int, contender: Contender) -> Readings:
+        stack = bench.fixtures.deep(depth)
         for what, paths in (("hit", hits), ("miss", misses)):
+            if warm:
+                warm_layers(stack)
             with bench.open(contender, stack) as view:
-                if drop:
-                    cold()
                 first, each = time_names(view, paths, found=what == "hit")
                 yield f"{what} first", first
+                yield f"{what} next", (each * len(paths) - first) / (len(paths) - 1)
                 yield f"{what} cold", each
                 time_names(view, paths, found=what == "hit")
                 yield f"{what} warm", time_names(view, paths, found=what == "hit")[1]
 
     for depth in bench.sizes.depths:
-        yield Case(f"{depth} layers", partial(measure, bench.fixtures.deep(depth)))
+        yield Case(f"{depth} layers", partial(measure, depth), partial(bench.fixtures.deep, depth))
 
 
 def _depth(bench: Bench) -> Iterator[Case]:
@@ -76,13 +84,13 @@ def _depth(bench: Bench) -> Iterator[Case]:
         yield Case(shape, partial(measure, shape))
 
 
-def _listing(bench: Bench, *, drop: bool) -> Iterator[Case]:
+def _listing(bench: Bench, *, warm: bool) -> Iterator[Case]:
     stack = bench.fixtures.listing()
 
     def measure(contender: Contender) -> Readings:
+        if warm:
+            warm_layers(stack)
         with bench.open(contender, stack) as view:
-            if drop:
-                cold()
             path = view.prefix + "/big"
             yield "cold", timed(view.listdir, path)
             yield "warm", min(timed(view.listdir, path) for _ in range(3))
@@ -98,8 +106,7 @@ def _walk(bench: Bench) -> Iterator[Case]:
             if drop:
                 cold()
             else:
-                tops = [*stack.lowers, *([stack.plain] if stack.plain else [])]
-                subprocess.run(["find", *tops, "-size", "+1G"], check=True)
+                warm_layers(stack)
             yield "first", (first := timed(view.walk_and_stat, "/"))
             if first > LONG_WALK:
                 raise Unsupported(f"not again: the first walk took more than {LONG_WALK} s")
@@ -111,25 +118,33 @@ def _walk(bench: Bench) -> Iterator[Case]:
 
 
 def _find(bench: Bench) -> Iterator[Case]:
-    stack = bench.fixtures.walk()
-
     def find(top: str) -> None:
         with Path(os.devnull).open("wb") as sink:
-            subprocess.run(["find", top, "-printf", "%M %n %u %s %T@ %p\n"], stdout=sink, check=True)
+            subprocess.run(["find", top, "-ls"], stdout=sink, check=True)
 
-    def measure(contender: Contender) -> Readings:
-        with bench.open(contender, stack) as view:
-            cold()
+    def measure(fixture: Fixture, area: Area, contender: Contender) -> Readings:
+        stack = fixture(area.under())
+        warm_layers(stack)
+        with bench.open(contender, stack, under=area.under()) as view:
             yield "cold", timed(find, view.prefix)
             yield "warm", timed(find, view.prefix)
-            if view.pid is not None:
-                rss, pss = memory_of(view.pid)
-                yield "RSS after", rss
-                yield "PSS after", pss
-            else:
+            if view.pid is None:
                 raise Unsupported("no process of its own")
+            rss, pss = memory_of(view.pid)
+            yield "RSS after", rss
+            yield "PSS after", pss
 
-    yield Case(f"{bench.sizes.entries} entries, 10 layers", measure)
+    def prepare(fixture: Fixture, area: Area) -> None:
+        fixture(area.under())
+
+    disk, tmpfs = bench.areas()
+    for layers, entries, fixture, area in (
+        (3, bench.sizes.found, bench.fixtures.found, disk),
+        (3, bench.sizes.found, bench.fixtures.found, tmpfs),
+        (10, bench.sizes.entries, bench.fixtures.walk, disk),
+    ):
+        label = f"{entries} entries, {layers} layers, {area.name}"
+        yield Case(label, partial(measure, fixture, area), partial(prepare, fixture, area))
 
 
 def _memory(bench: Bench) -> Iterator[Case]:
@@ -152,7 +167,7 @@ def _memory(bench: Bench) -> Iterator[Case]:
     yield Case(f"{bench.sizes.entries} entries, 10 layers", measure)
 
 
-_LOOKUPS = {f"{what} {when}": "s" for what in ("hit", "miss") for when in ("first", "cold", "warm")}
+_LOOKUPS = {f"{what} {when}": "s" for what in ("hit", "miss") for when in ("first", "next", "cold", "warm")}
 _MEMORY = {"RSS after": "B", "PSS after": "B"}
 
 WORKLOADS = (
@@ -170,7 +185,7 @@ WORKLOADS = (
         _LOOKUPS,
         IN_PROCESS,
         PLAIN,
-        partial(_lookup, drop=False),
+        partial(_lookup, warm=False),
     ),
     Workload(
         "inprocess/depth",
@@ -186,7 +201,7 @@ WORKLOADS = (
         {"cold": "s", "warm": "s"},
         IN_PROCESS,
         PLAIN,
-        partial(_listing, drop=False),
+        partial(_listing, warm=False),
     ),
     Workload(
         "inprocess/walk",
@@ -205,24 +220,24 @@ WORKLOADS = (
         _memory,
     ),
     Workload(
-        "mounted/lookup",
-        "stat of 1,000 names eight deep, fresh mount and dentries dropped, then again (time a name)",
+        "mount/lookup",
+        "stat of 1,000 names eight deep, on a fresh mount, then again (time a name)",
         _LOOKUPS,
         (*MOUNTED, PLAIN),
         OVERLAYFS,
-        partial(_lookup, drop=True),
+        partial(_lookup, warm=True),
     ),
     Workload(
-        "mounted/listing",
-        "listdir of one large directory, fresh mount and dentries dropped, then again",
+        "mount/listing",
+        "listdir of one large directory, on a fresh mount, then again",
         {"cold": "s", "warm": "s"},
         (*MOUNTED, PLAIN),
         OVERLAYFS,
-        partial(_listing, drop=True),
+        partial(_listing, warm=True),
     ),
     Workload(
-        "mounted/walk",
-        "find -printf over a merged tree, fresh mount and dentries dropped, then again; the daemon's memory",
+        "mount/find",
+        "find -ls over a merged tree, on a fresh mount, then again; the daemon's memory",
         {"cold": "s", "warm": "s", **_MEMORY},
         (*MOUNTED, PLAIN),
         OVERLAYFS,

@@ -11,14 +11,16 @@ import tarfile
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from benchmarks.contenders import IN_PROCESS, MOUNTED, OVERLAYFS, PLAIN, Contender
+from benchmarks.contenders import IN_PROCESS, MOUNTED_DATA, OVERLAYFS, PLAIN, Contender
 from benchmarks.fixtures import MIB
-from benchmarks.runner import Bench, Case, Readings, Workload
+from benchmarks.runner import Area, Bench, Case, Readings, Workload
 from benchmarks.scratch import Unsupported
-from benchmarks.timing import timed
+from benchmarks.timing import settle, timed
 from benchmarks.views import View
+from benchmarks.workloads_read import cold
 
 FIO_SECONDS = 3
 RANDOM_OPERATIONS = 10_000
@@ -29,23 +31,30 @@ def _run(command: str) -> None:
 
 
 def _tar(bench: Bench) -> Iterator[Case]:
-    stack, tarball = bench.fixtures.source_tree(), bench.fixtures.tarball()
-
-    def measure(contender: Contender) -> Readings:
-        with bench.open(contender, stack, copy_plain=contender is PLAIN) as view:
+    def measure(area: Area, contender: Contender) -> Readings:
+        stack, tarball = bench.fixtures.source_tree(area.under()), bench.fixtures.tarball()
+        os.sync()
+        with bench.open(contender, stack, under=area.under(), copy_plain=contender is PLAIN) as view:
             # A pipe, since tar reads no data when it sees that its output is /dev/null.
-            yield "tar", timed(_run, f"cd {view.prefix} && tar -cf - src | cat >/dev/null")
+            yield "tar, lower files", timed(_run, f"cd {view.prefix} && tar -cf - src | cat >/dev/null")
             new = f"{view.prefix}/new"
             yield "untar", timed(_run, f"mkdir {new} && tar -C {new} -xf {tarball}")
+            yield "tar, upper files", timed(_run, f"cd {new} && tar -cf - src | cat >/dev/null")
             yield "rm -rf, upper files", timed(_run, f"rm -rf {new}")
             yield "rm -rf, lower files", timed(_run, f"rm -rf {view.prefix}/src")
 
-    size = tarball.stat().st_size // MIB
-    yield Case(f"{bench.sizes.tree_files} files, {size} MiB", measure)
+    def prepare(area: Area) -> None:
+        settle(bench.fixtures.tarball())
+        bench.fixtures.source_tree(area.under())
+
+    for area in bench.areas():
+        yield Case(f"{bench.sizes.tree_files} files, {area.name}", partial(measure, area), partial(prepare, area))
 
 
-def _fio_job(path: Path, mode: str, block: int, size: int) -> dict[str, float]:
-    """One fio pass over `path` (stopped after `FIO_SECONDS`): ``B/s`` and ``1/s``, a final fsync included."""
+def _fio_job(path: Path, mode: str, block: int, size: int) -> tuple[float, float]:
+    """One fio pass over `path` (stopped after `FIO_SECONDS`): bytes a second, without and with a final fsync."""
+    if shutil.which("fio") is None:
+        raise Unsupported("fio is not installed")
     command = [
         "fio",
         "--name=job",
@@ -63,30 +72,47 @@ def _fio_job(path: Path, mode: str, block: int, size: int) -> dict[str, float]:
     job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
     side = job["write" if "write" in mode else "read"]
     seconds = side["runtime"] / 1000 or 1e-3
+    synced = seconds
     if "write" in mode:
         with path.open("rb") as file:  # fio's own end_fsync is not in its runtime
-            seconds += timed(os.fsync, file.fileno())
-    return {"B/s": side["io_bytes"] / seconds, "1/s": side["total_ios"] / seconds}
+            synced += timed(os.fsync, file.fileno())
+    return side["io_bytes"] / seconds, side["io_bytes"] / synced
 
 
-def _fio(bench: Bench) -> Iterator[Case]:
+def _write(bench: Bench) -> Iterator[Case]:
     size = bench.sizes.fio
-    stack = bench.fixtures.files(size, 1)
 
-    def measure(contender: Contender) -> Readings:
-        if shutil.which("fio") is None:
-            raise Unsupported("fio is not installed")
-        with bench.open(contender, stack) as view:
-            source = Path(view.prefix, "files", "0")
-            _run(f"cat {stack.lowers[-1]}/files/0 >/dev/null")
-            yield "sequential read", _fio_job(source, "read", MIB, size)["B/s"]
-        with bench.open(contender, stack) as view:
-            source, target = Path(view.prefix, "files", "0"), Path(view.prefix, "new")
-            yield "random read", _fio_job(source, "randread", 4096, size)["1/s"]
-            yield "sequential write", _fio_job(target, "write", MIB, size)["B/s"]
-            yield "random write", _fio_job(target, "randwrite", 4096, size)["1/s"]
+    def measure(area: Area, contender: Contender) -> Readings:
+        os.sync()
+        stack = bench.fixtures.empty(area.under())
+        with bench.open(contender, stack, under=area.under(), copy_plain=contender is PLAIN) as view:
+            for what, mode, block in (("sequential", "write", MIB), ("random", "randwrite", 4096)):
+                written, synced = _fio_job(Path(view.prefix, "new"), mode, block, size)
+                yield what, written
+                yield f"{what}, fsync", synced
 
-    yield Case(f"{size // MIB} MiB", measure)
+    for area in bench.areas():
+        yield Case(f"{size // MIB} MiB, {area.name}", partial(measure, area), area.under)
+
+
+def _read(bench: Bench) -> Iterator[Case]:
+    size = bench.sizes.fio
+
+    def measure(area: Area, contender: Contender) -> Readings:
+        stack = bench.fixtures.files(size, 1, area.under())
+        os.sync()
+        for what, mode, block in (("sequential", "read", MIB), ("random", "randread", 4096)):
+            with bench.open(contender, stack, under=area.under()) as view:
+                if area.name != "tmpfs":
+                    cold(3)
+                for when in ("cold", "warm"):
+                    yield f"{what}, {when}", _fio_job(Path(view.prefix, "files", "0"), mode, block, size)[0]
+
+    def prepare(area: Area) -> None:
+        bench.fixtures.files(size, 1, area.under())
+
+    for area in bench.areas():
+        yield Case(f"{size // MIB} MiB, {area.name}", partial(measure, area), partial(prepare, area))
 
 
 def _read_all(view: View) -> None:
@@ -183,19 +209,29 @@ WORKLOADS = (
         _io,
     ),
     Workload(
-        "mounted/tar",
-        "tar of lower files, untar into the union, rm -rf of both",
-        dict.fromkeys(("tar", "untar", "rm -rf, upper files", "rm -rf, lower files"), "s"),
-        (*MOUNTED, PLAIN),
+        "mount/tar",
+        "a source tree on a fresh mount: tar of lower files, untar into the union, tar of that, rm -rf of both",
+        dict.fromkeys(
+            ("tar, lower files", "untar", "tar, upper files", "rm -rf, upper files", "rm -rf, lower files"), "s"
+        ),
+        (*MOUNTED_DATA, PLAIN),
         OVERLAYFS,
         _tar,
     ),
     Workload(
-        "mounted/fio",
-        "fio, one pass: a lower file read, a new file written and then overwritten; 1 MiB and 4 KiB blocks",
-        _IO,
-        MOUNTED,
+        "mount/write",
+        "fio, one pass: a new file written in blocks of 1 MiB, then overwritten in blocks of 4 KiB",
+        dict.fromkeys(("sequential", "sequential, fsync", "random", "random, fsync"), "B/s"),
+        (*MOUNTED_DATA, PLAIN),
         OVERLAYFS,
-        _fio,
+        _write,
+    ),
+    Workload(
+        "mount/read",
+        "fio, one pass, twice: a lower file read in blocks of 1 MiB; on another mount in blocks of 4 KiB",
+        dict.fromkeys(("sequential, cold", "sequential, warm", "random, cold", "random, warm"), "B/s"),
+        (*MOUNTED_DATA, PLAIN),
+        OVERLAYFS,
+        _read,
     ),
 )
