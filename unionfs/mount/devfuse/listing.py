@@ -7,6 +7,7 @@ names have come and gone, or after this process has forgotten it (ext4 does like
 from __future__ import annotations
 
 import threading
+from array import array
 from bisect import bisect_right
 from collections import OrderedDict
 from typing import TYPE_CHECKING
@@ -24,6 +25,11 @@ _KEPT = 64  # listings
 _KEPT_NAMES = 1 << 20  # names in all of them
 
 
+def offset_of(name: bytes) -> int:
+    """The offset of a name, but for collisions."""
+    return xxh3_64_intdigest(name) >> 1 | 4
+
+
 class Listing:
     """The names of a directory, and the offset of each."""
 
@@ -32,7 +38,7 @@ class Listing:
     def __init__(self, names: list[bytes]) -> None:
         pairs = sorted([(xxh3_64_intdigest(name) >> 1 | 4, name) for name in names])
         self.names = [name for _, name in pairs]
-        self.offsets = [offset for offset, _ in pairs]
+        self.offsets = array("Q", [offset for offset, _ in pairs])
         for i in range(1, len(pairs)):
             if self.offsets[i] <= self.offsets[i - 1]:
                 self.offsets[i] = self.offsets[i - 1] + 1

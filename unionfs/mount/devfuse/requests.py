@@ -15,7 +15,7 @@ from unionfs.mount.devfuse.listing import DOT, DOT_DOT, Listings
 from unionfs.mount.devfuse.nodes import NodeTable
 from unionfs.mount.devfuse.openfiles import OpenFiles
 from unionfs.mount.devfuse.session import LATER, Handler, Header
-from unionfs.union.serving import birth_ns, has_default_acl, is_quick, kill_privileges, look_up, number_of
+from unionfs.union.serving import birth_ns, glance, has_default_acl, is_quick, kill_privileges, look_up, number_of
 
 if TYPE_CHECKING:
     from unionfs.union.node import DirNode, Node
@@ -46,16 +46,16 @@ class Trust:
 class Requests:
     """The handlers of one mount. ``handlers`` is what ``Session`` takes.
 
-    ``opendir``: whether the kernel asks when a directory is opened; if not, it keeps listings itself.
+    ``sole``: nobody else changes the tree; so the kernel keeps listings, and need not ask when a directory is opened.
     """
 
-    def __init__(self, tree: Tree, nodes: NodeTable, files: OpenFiles, trust: Trust, *, opendir: bool) -> None:
+    def __init__(self, tree: Tree, nodes: NodeTable, files: OpenFiles, trust: Trust, *, sole: bool) -> None:
         self._tree = tree
         self._table = nodes
         self._nodes = nodes.nodes
         self._files = files
         self._listings = Listings(tree)
-        self._opendir = opendir
+        self._sole = sole
         self._masked: dict[Node, bool] = {}
         names, names_ns = wire.seconds(trust.names)
         known, known_ns = wire.seconds(trust.attributes)
@@ -107,7 +107,7 @@ class Requests:
             wire.INTERRUPT: self.nothing,
             wire.DESTROY: self.destroy,
         }
-        if self._opendir:
+        if not self._sole:
             found[wire.OPENDIR] = self.opendir
             found[wire.RELEASEDIR] = self.destroy
         return found
@@ -119,7 +119,13 @@ class Requests:
         return found
 
     def lookup(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
-        found = look_up(self._tree, self._nodes[h[3]], bytes(body[:-1]))
+        d, name = self._nodes[h[3]], bytes(body[:-1])
+        if self._sole and (number := self._table.known(d, name)) is not None:  # type: ignore[arg-type]
+            seen = glance(self._tree, d, name)  # type: ignore[arg-type]
+            if seen is not None:
+                return self._answer(out, number, seen[1], seen[0], 1)
+            self._table.forget(number, 1)
+        found = look_up(self._tree, d, name)
         if found is None:
             if not self._keep_missing:
                 raise fail(errno.ENOENT)
@@ -129,9 +135,10 @@ class Requests:
         return self._entry(out, n, st, nlink)
 
     def _entry(self, out: memoryview, n: Node, st: os.stat_result, nlink: int) -> int:
-        wire.ENTRY_OUT.pack_into(
-            out, 0, self._table.remember(n), 0, *self._valid, *wire.attributes(st, n.ino, nlink)
-        )  # fmt: skip
+        return self._answer(out, self._table.remember(n), st, n.ino, nlink)
+
+    def _answer(self, out: memoryview, number: int, st: os.stat_result, ino: int, nlink: int) -> int:
+        wire.ENTRY_OUT.pack_into(out, 0, number, 0, *self._valid, *wire.attributes(st, ino, nlink))
         return wire.ENTRY_OUT.size
 
     def forget(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> None:  # noqa: ARG002
@@ -159,7 +166,7 @@ class Requests:
         return mode
 
     def _has_default_acl(self, d: Node) -> bool:
-        if self._opendir:
+        if not self._sole:
             return has_default_acl(self._tree, d)  # Others may change it.
         found = self._masked.get(d)
         if found is None:
@@ -194,7 +201,9 @@ class Requests:
         return self._created(out, n)
 
     def unlink(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
-        self._tree.unlink(self._directory(h[3]), bytes(body[:-1]))
+        d, name = self._directory(h[3]), bytes(body[:-1])
+        self._table.before_change(d, name)
+        self._tree.unlink(d, name)
         return 0
 
     def rmdir(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
@@ -210,7 +219,10 @@ class Requests:
         else:
             (new,) = wire.RENAME_IN.unpack_from(body)
             old_name, new_name = wire.names(body[wire.RENAME_IN.size :], 2)
-        self._tree.rename(self._directory(h[3]), old_name, self._directory(new), new_name, flags)
+        d, d2 = self._directory(h[3]), self._directory(new)
+        self._table.before_change(d, old_name)
+        self._table.before_change(d2, new_name)
+        self._tree.rename(d, old_name, d2, new_name, flags)
         return 0
 
     def readlink(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
@@ -380,10 +392,12 @@ class Requests:
         listing = self._listings.of(d, offset)
         names, offsets = listing.names, listing.offsets
         at = 0
-        for number, after, name in self._dots(d, offset):
-            pack_into(out, at, *[0] * 22, number, after, len(name), stat.S_IFDIR >> 12)
+        for ino, after, name in self._dots(d, offset):
+            pack_into(out, at, *[0] * 22, ino, after, len(name), stat.S_IFDIR >> 12)
             out[at + _PLUS : at + _PLUS + 8] = name.ljust(8, b"\0")
             at += _PLUS + 8
+        shelf = self._table.shelf(d, listing) if self._sole else None
+        place = self._table.place
         for i in range(listing.after(offset), len(names)):
             name = names[i]
             length = len(name)
@@ -391,23 +405,30 @@ class Requests:
             if end + 8 > size:
                 break
             try:
-                found = look_up(tree, d, name)
+                number: int | None = None
+                if shelf is not None and (seen := glance(tree, d, name)) is not None:
+                    ino, st = seen
+                    nlink, kind = 1, st.st_mode >> 12
+                    number = place(shelf, i) if shelf.listing is listing else self._table.known(d, name)
+                if number is None:
+                    found = look_up(tree, d, name)
+                    if found is None:
+                        continue
+                    n, st, nlink = found
+                    ino, kind = n.ino, n.kind
+                    number = remember(n)
             except OSError:
                 # It is there, but can't be looked at: that is for who asks for it.
                 pack_into(out, at, *[0] * 22, _NUMBERLESS, offsets[i], length, 0)
             else:
-                if found is None:
-                    continue
-                n, st, nlink = found
-                ino = n.ino
-                pack_into(
-                    out, at, remember(n), 0, *valid, *attributes(st, ino, nlink), ino, offsets[i], length, n.kind
-                )  # fmt: skip
+                pack_into(out, at, number, 0, *valid, *attributes(st, ino, nlink), ino, offsets[i], length, kind)
             out[at + _PLUS : end] = name
             at = (end + 7) & ~7
             out[end:at] = _PADDING[: at - end]
         if not at:
             self._listings.done(d)
+            if shelf is not None:
+                self._table.done(shelf)
         return at
 
     # The rest

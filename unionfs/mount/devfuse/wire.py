@@ -148,12 +148,11 @@ _NS: Final = 1_000_000_000
 
 def attributes(st: os.stat_result, ino: int, nlink: int) -> tuple[int, ...]:
     """The fields of ``fuse_attr``, for ``ENTRY_OUT``, ``ATTR_OUT`` and ``DIRENTPLUS``."""
-    mode, _, _, _, uid, gid, size, _, _, _ = st
-    atime, atime_ns = divmod(st.st_atime_ns, _NS)
-    mtime, mtime_ns = divmod(st.st_mtime_ns, _NS)
-    ctime, ctime_ns = divmod(st.st_ctime_ns, _NS)
-    return (
-        ino, size, st.st_blocks, atime, mtime, ctime, atime_ns, mtime_ns, ctime_ns,
+    # As a tuple it has whole seconds, and no floats (os.stat_result).
+    mode, _, _, _, uid, gid, size, atime, mtime, ctime = st
+    return (  # type: ignore[return-value]
+        ino, size, st.st_blocks, atime, mtime, ctime,
+        st.st_atime_ns % _NS, st.st_mtime_ns % _NS, st.st_ctime_ns % _NS,
         mode, nlink, uid, gid, st.st_rdev & 0xFFFFFFFF, st.st_blksize, 0,
     )  # fmt: skip
 
