@@ -108,7 +108,7 @@ class TestFusepy(PosixSuite):
 
     # The kernel has an inode for each name of a hard link, and counts writers and programs by inode.
 
-    @pytest.mark.parametrize("how", ["new"])
+    @pytest.mark.parametrize("how", ["new", "lower"])
     def test_running_programs_are_not_written(self, here: Path, somebody: Someone, how: str) -> None:
         super().test_running_programs_are_not_written(here, somebody, how)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from tests import support
 from unionfs.testing.engine_posix import PosixSuite
-from unionfs.testing.engine_posix_base import Stack, furnish, opening, outcome
+from unionfs.testing.engine_posix_base import PROGRAM, Stack, furnish, opening, outcome
 from unionfs.union.fs import UnionFS
 
 
@@ -44,6 +45,9 @@ class TestPlainDirectory(Oracle):
             (stack.mountpoint / place.name).mkdir()
             if (stack.lowers[-1] / place.name / "file").exists() or (stack.upper / place.name).exists():
                 furnish(stack.mountpoint / place.name)
+        program = stack.mountpoint / PROGRAM
+        program.parent.mkdir()
+        shutil.copy(stack.lowers[-1] / PROGRAM, program)
         yield
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -35,6 +36,9 @@ NAMES = {"file", "empty", "sub", "void", "sym", "symdir", "broken", "loop", "fif
 """What is in ``here``; ``loop`` links to itself, ``void`` is empty, ``twin1`` and ``twin2`` are one file."""
 
 IN_SUB = {"a", "b", "c"}
+
+PROGRAM = "programs/sleep"
+"""Below the mountpoint, in the bottom layer: sleep(1)."""
 
 _COARSE = 5  # CLOCK_REALTIME_COARSE, which the kernel stamps files with
 
@@ -119,6 +123,12 @@ class Stack:
             path.mkdir(mode=0o755)
         return stack
 
+    def add_program(self) -> None:
+        """Put ``PROGRAM`` in."""
+        place = self.lowers[-1] / PROGRAM
+        place.parent.mkdir()
+        shutil.copy(shutil.which("sleep") or "/bin/sleep", place)
+
     def scatter(self, place: str, origin: str) -> None:
         """The part of a test's directory that is there before the mount."""
         top, middle, bottom, upper = (layer / place for layer in (*self.lowers, self.upper))
@@ -172,6 +182,7 @@ class PosixBase(ABC):
         umask = os.umask(0o022)
         try:
             stack = Stack.below(base)
+            stack.add_program()
             for number, item in enumerate(request.session.items):
                 if isinstance(item, pytest.Function) and item.cls is cls and "here" in item.fixturenames:
                     stack.scatter(f"{number:05}", str(item.callspec.params["here"]))
