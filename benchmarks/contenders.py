@@ -227,6 +227,10 @@ def daemon(
             _wait_until_mounted(place.mnt, process, log)
             with os_view(place.mnt, place.upper, process.pid) as view:
                 yield view
+        except (OSError, subprocess.CalledProcessError) as error:
+            if process.poll() is not None:
+                raise Unsupported(f"WRONG: its daemon died ({_last_words(process, log)})") from error
+            raise
         finally:
             unmount(place.mnt)
             try:
@@ -239,12 +243,16 @@ def daemon(
     return Contender(name, opens, missing, version, ours=ours)
 
 
+def _last_words(process: subprocess.Popen[bytes], log: Path) -> str:
+    words = log.read_text(errors="replace").strip().splitlines()
+    return f"exit {process.returncode}: {words[-1] if words else 'no message'}"[:200]
+
+
 def _wait_until_mounted(mnt: Path, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + MOUNT_SECONDS
     while not is_mounted(mnt):
         if process.poll() is not None:
-            words = log.read_text(errors="replace").strip().splitlines()
-            raise Unsupported(f"exit {process.returncode}: {words[-1] if words else 'no message'}"[:200])
+            raise Unsupported(_last_words(process, log))
         if time.monotonic() > deadline:
             raise Unsupported(f"not mounted after {MOUNT_SECONDS:.0f} s")
         time.sleep(0.005)

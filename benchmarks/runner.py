@@ -279,7 +279,7 @@ def deadline(seconds: float, scratch: Scratch) -> Iterator[None]:
     timer.start()
     try:
         yield
-    except OSError as error:
+    except (OSError, Unsupported) as error:
         if late.is_set():
             raise TimedOut from error
         raise

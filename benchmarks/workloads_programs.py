@@ -10,24 +10,23 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from benchmarks.contenders import MOUNTED_DATA, OVERLAYFS, PLAIN, Contender, Stack
+from benchmarks.contenders import MERGERFS, MOUNTED_DATA, OVERLAYFS, PLAIN, Contender, Stack
 from benchmarks.programs import WHEELS, git, run
 from benchmarks.runner import Bench, Case, Readings, Workload
 from benchmarks.scratch import Unsupported
-from benchmarks.views import View
 
-Work = Callable[[str], Readings]
+Work = Callable[[str, Contender], Readings]
 
 
 def _cases(
     bench: Bench, label: str, stack_of: Callable[[Path | None], Stack], work: Work, prepare: Callable[[], object]
 ) -> Iterator[Case]:
-    """`work` on a fresh mount of a stack, given the mount's path; on each file system."""
+    """`work` on a fresh mount of a stack, given the mount's path and whose it is; on each file system."""
 
     def measure(under: Callable[[], Path | None], contender: Contender) -> Readings:
         os.sync()
         with bench.open(contender, stack_of(under()), under=under(), copy_plain=contender is PLAIN) as view:
-            yield from work(_absolute(view))
+            yield from work(os.path.realpath(view.prefix), contender)
 
     def ready(under: Callable[[], Path | None]) -> None:
         prepare()
@@ -35,10 +34,6 @@ def _cases(
 
     for area in bench.areas():
         yield Case(f"{label}, {area.name}", partial(measure, area.under), partial(ready, area.under))
-
-
-def _absolute(view: View) -> str:
-    return os.path.realpath(view.prefix)
 
 
 def _timed(*command: str, cwd: str) -> tuple[float, str]:
@@ -54,21 +49,23 @@ def _git(bench: Bench) -> Iterator[Case]:
             raise Unsupported(f"WRONG: git status tells of {output.count(chr(10))} changes; there are none")
         return seconds
 
-    def work(top: str) -> Readings:
+    def work(top: str, contender: Contender) -> Readings:
         url = f"file://{bench.fixtures.repository()}"
         yield "clone", _timed("git", "clone", "-q", "--no-local", url, "clone", cwd=top)[0]
+        git("fsck", "--no-progress", cwd=f"{top}/clone")
         yield "status", status(f"{top}/clone")
         yield "status, again", status(f"{top}/clone")
+        if contender is MERGERFS:
+            raise Unsupported("mergerfs has no copy-up: git's new index takes the place of the lower one")
         yield "status, lower files", status(f"{top}/checkout")
         yield "status, lower files, again", status(f"{top}/checkout")
-        git("fsck", "--no-dangling", "--no-progress", "--connectivity-only", cwd=f"{top}/clone")
 
     label = f"{bench.sizes.repository_files} files"
     yield from _cases(bench, label, bench.fixtures.checkout, work, bench.fixtures.repository)
 
 
 def _gcc(bench: Bench) -> Iterator[Case]:
-    def work(top: str) -> Readings:
+    def work(top: str, _contender: Contender) -> Readings:
         yield "build", _timed("make", "-s", "-j2", cwd=f"{top}/project")[0]
         run(f"{top}/project/build/program")
         yield "nothing to do", _timed("make", "-s", "-j2", cwd=f"{top}/project")[0]
@@ -78,11 +75,11 @@ def _gcc(bench: Bench) -> Iterator[Case]:
             if shutil.which(program) is None:
                 raise Unsupported(f"{program} is not installed")
 
-    yield from _cases(bench, f"{bench.sizes.sources} files", bench.fixtures.project, work, prepare)
+    yield from _cases(bench, f"{bench.sizes.sources} sources", bench.fixtures.project, work, prepare)
 
 
 def _pip(bench: Bench) -> Iterator[Case]:
-    def work(top: str) -> Readings:
+    def work(top: str, _contender: Contender) -> Readings:
         run(sys.executable, "-m", "venv", "--without-pip", f"{top}/venv")
         python = f"{top}/venv/bin/python"
         pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "--python", python]
