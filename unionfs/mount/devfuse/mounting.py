@@ -17,7 +17,7 @@ from unionfs.mount.devfuse import wire
 from unionfs.mount.devfuse.nodes import NodeTable
 from unionfs.mount.devfuse.openfiles import OpenFiles
 from unionfs.mount.devfuse.requests import Requests, Trust
-from unionfs.mount.devfuse.session import Session
+from unionfs.mount.devfuse.session import Handler, Session
 from unionfs.mount.engine import FSTYPE, SUBTYPE, Engine, Mount, MountOptions
 from unionfs.mount.served import ServedMount, device_lacking
 
@@ -112,10 +112,11 @@ class _DevfuseMount(ServedMount):
             raise
         self._files = OpenFiles(tree, self._nodes.nodes, connection, keeps=options.sole)
         requests = Requests(tree, self._nodes, self._files, trust, sole=options.sole)
-        self._session = Session(connection, requests.handlers, f"unionfs mount {mountpoint}", self._ended)
+        handlers = requests.handlers
+        self._session = Session(connection, handlers, f"unionfs mount {mountpoint}", self._ended)
         tree.remembered = True
         try:
-            self._agree()
+            self._agree(requests, handlers)
             entry = mountinfo.mount_at(mountpoint)
             if entry is None or entry.fstype != FSTYPE:
                 raise MountError(errno.EIO, "mounted, but something else is on top", mountpoint)
@@ -139,7 +140,7 @@ class _DevfuseMount(ServedMount):
         except MountError as error:
             log.warning("%s: %s", self.mountpoint, error)
 
-    def _agree(self) -> None:
+    def _agree(self, requests: Requests, handlers: dict[int, Handler]) -> None:
         """Answer INIT: what both sides can do. Raises ``MountError``."""
         try:
             h, body = self._session.receive(_ANSWER_WITHIN)
@@ -165,6 +166,8 @@ class _DevfuseMount(ServedMount):
             wanted |= wire.AUTO_INVAL_DATA
         agreed = wanted & offered
         self._files.writeback = bool(agreed & wire.WRITEBACK_CACHE)
+        if not agreed & wire.NO_OPENDIR_SUPPORT:
+            handlers[wire.OPENDIR], handlers[wire.RELEASEDIR] = requests.opendir, requests.destroy
         payload = wire.INIT_OUT.pack(
             wire.MAJOR, min(minor, wire.MINOR), max(ahead, _READAHEAD), agreed & 0xFFFFFFFF,
             _MAX_BACKGROUND, _MAX_BACKGROUND * 3 // 4, wire.MAX_WRITE, 1, wire.MAX_WRITE // wire.PAGE, 0,
