@@ -307,10 +307,29 @@ class UpperDirectory(StagedByName, DirectoryLayer):
         times: tuple[int, int] | None = None,
     ) -> None:
         fd = self._into(d)
-        if mode is not None or uid is not None or gid is not None:
+        if (mode is not None or uid is not None or gid is not None) and not self._simply(fd, name, mode, uid, gid):
             self.set_attributes(self.proc(fd, name), mode, uid, gid)
         if times is not None:
             os.utime(name, ns=times, dir_fd=fd.n, follow_symlinks=False)
+
+    def _simply(self, fd: Fd, name: bytes, mode: int | None, uid: int | None, gid: int | None) -> bool:
+        """Owner and permission bits where nothing has to be recorded; whether that was enough."""
+        if not self._privileged or self.overrides:
+            return False
+        if mode is not None and stat.S_ISLNK(os.stat(name, dir_fd=fd.n, follow_symlinks=False).st_mode):
+            return False  # chmod(2) would follow it.
+        try:
+            if uid is not None or gid is not None:
+                os.chown(
+                    name, -1 if uid is None else uid, -1 if gid is None else gid, dir_fd=fd.n, follow_symlinks=False
+                )
+        except OSError as error:
+            if error.errno not in _DENIED:
+                raise
+            return False
+        if mode is not None:
+            os.chmod(name, stat.S_IMODE(mode), dir_fd=fd.n)
+        return True
 
     def set_attributes(self, path: int | bytes, mode: int | None, uid: int | None, gid: int | None) -> None:
         """Change owner and permission bits of the object at ``path``, or of the open file.

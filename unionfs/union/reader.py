@@ -297,6 +297,16 @@ class TreeReader:
         known = n.st
         if known is not None:
             return known, known.st_nlink
+        if isinstance(n, FileNode) and n.names is None and n.parent is not None and not self.moves & 1:
+            # The usual case of what follows.
+            moves = self.moves
+            try:
+                st = n.home.layer.stat(n.home, n.lname)
+            except OSError:
+                pass
+            else:
+                if moves == self.moves and (st.st_blocks or not st.st_size or n.kind != DT_REG):
+                    return st, 1
         return self.steadily(self._file_attributes if isinstance(n, FileNode) else self._dir_attributes, n)
 
     def steadily(self, look: Callable[[N], T], n: N) -> T:

@@ -12,9 +12,9 @@ from typing import TypeVar
 from unionfs.layer.protocol import DT_CHR, DT_DIR, DT_LNK, DT_REG, LayerDir, LayerFile, Marks, WritableLayer
 from unionfs.types import RENAME_EXCHANGE, RENAME_NOREPLACE
 from unionfs.union import removal, rename, unnamed
+from unionfs.union.changes import Moving, Whole
 from unionfs.union.copyup import afterwards, copy_up_dir, copy_up_file, is_copied_up, stage_area
 from unionfs.union.handle import Handle
-from unionfs.union.heal import heal
 from unionfs.union.node import DirNode, FileNode, Node
 from unionfs.union.reader import NAME_MAX, TreeReader, fail
 
@@ -48,14 +48,9 @@ class Tree(TreeReader):
             raise OSError(errno.EBUSY, self.lent)
         return self.upper
 
-    @contextlib.contextmanager
-    def whole(self, *names: tuple[DirNode, bytes]) -> Iterator[None]:
+    def whole(self, *names: tuple[DirNode, bytes]) -> Whole:
         """A change of these names, with the lock held: when it breaks off, what the layers say counts."""
-        try:
-            yield
-        except BaseException:
-            heal(self, *names)
-            raise
+        return Whole(self, names)
 
     # New entries
 
@@ -73,10 +68,10 @@ class Tree(TreeReader):
         with self.lock:
             self.check_new(d, name)
             with self.whole((d, name)):
-                home, file = self.new_entry(d, name, make, mode, uid, gid)
+                home, file, st = self.new_entry(d, name, make, mode, uid, gid)
                 node = FileNode(d, name, DT_REG, home, name)
                 node.data = None
-                self._enter(d, name, node)
+                self._enter(d, name, node, st)
                 if flags & os.O_APPEND:
                     file = self.writable().open(home, name, flags & (os.O_ACCMODE | os.O_APPEND))
                 return node, Handle(self, node, flags, file)
@@ -92,12 +87,12 @@ class Tree(TreeReader):
         with self.lock:
             self.check_new(d, name)
             with self.whole((d, name)):
-                home, _ = self.new_entry(d, name, make, mode, uid, gid, directory=True)
+                home, _, st = self.new_entry(d, name, make, mode, uid, gid, directory=True)
                 node = DirNode(d, name)
                 node.srcs = [home.child(name)]
                 node.entries = {}
                 node.shadow_of = self.upper
-                self._enter(d, name, node)
+                self._enter(d, name, node, st)
                 return node
 
     def mknod(
@@ -121,10 +116,10 @@ class Tree(TreeReader):
         with self.lock:
             self.check_new(d, name)
             with self.whole((d, name)):
-                home, _ = self.new_entry(d, name, make, mode & 0o7777, uid, gid)
+                home, _, st = self.new_entry(d, name, make, mode & 0o7777, uid, gid)
                 node = FileNode(d, name, kind, home, name)
                 node.data = None
-                self._enter(d, name, node)
+                self._enter(d, name, node, st)
                 return node
 
     def symlink(
@@ -139,10 +134,10 @@ class Tree(TreeReader):
         with self.lock:
             self.check_new(d, name)
             with self.whole((d, name)):
-                home, _ = self.new_entry(d, name, make, None, uid, gid)
+                home, _, st = self.new_entry(d, name, make, None, uid, gid)
                 node = FileNode(d, name, DT_LNK, home, name)
                 node.data = None
-                self._enter(d, name, node)
+                self._enter(d, name, node, st)
                 return node
 
     def link(self, n: Node, d: DirNode, name: bytes) -> None:
@@ -198,23 +193,26 @@ class Tree(TreeReader):
         gid: int | None,
         *,
         directory: bool = False,
-    ) -> tuple[LayerDir, T]:
-        """Let ``make`` make the entry, in place or, over a whiteout, in staging. Answers the upper's directory too."""
+    ) -> tuple[LayerDir, T, os.stat_result | None]:
+        """Let ``make`` make the entry, in place or, over a whiteout, in staging.
+
+        Answers the upper's directory, what ``make`` answered and, if it is known, what the layer says of the entry.
+        """
         upper = self.writable()
         home = copy_up_dir(self, d)
         if name not in self.shadow(d):
             made = make(home, name)
             try:
-                self._own(home, home, name, mode, uid, gid)
+                st = self._own(home, home, name, mode, uid, gid)
             except BaseException:
                 self._discard(home, name)
                 raise
-            return home, made
+            return home, made, st
         area, extra = stage_area(upper, home)
         temp = upper.temp_name()
         try:
             made = make(area, temp)
-            self._own(home, area, temp, mode, uid, gid)
+            st = self._own(home, area, temp, mode, uid, gid)
             if directory:
                 upper.set_marks(area, temp, Marks(opaque=True))
                 upper.rename(area, temp, home, name, RENAME_EXCHANGE)
@@ -229,7 +227,7 @@ class Tree(TreeReader):
             if extra is not None:
                 with afterwards("a directory in staging"):
                     self._discard(upper.staging, extra)
-        return home, made
+        return home, made, st
 
     def _discard(self, d: LayerDir, name: bytes) -> None:
         upper = self.writable()
@@ -240,31 +238,35 @@ class Tree(TreeReader):
 
     def _own(
         self, parent: LayerDir, d: LayerDir, name: bytes, mode: int | None, uid: int | None, gid: int | None
-    ) -> None:
+    ) -> os.stat_result | None:
         """Owner and exact mode for a door that speaks for others."""
         if uid is None:
-            return
+            return None
         upper = self.writable()
-        above = upper.stat(parent, b".")
-        if above.st_mode & stat.S_ISGID:
-            gid = None
         st = upper.stat(d, name)
+        if gid is not None and st.st_gid != gid and upper.stat(parent, b".").st_mode & stat.S_ISGID:
+            gid = None
+        now = st.st_mode
         if st.st_uid != uid or (gid is not None and st.st_gid != gid):
             upper.setattr(d, name, uid=uid, gid=gid)
+            now = upper.stat(d, name).st_mode
         if mode is None:
-            return
-        if stat.S_ISDIR(st.st_mode):
-            mode |= above.st_mode & stat.S_ISGID
+            return st
+        if stat.S_ISDIR(now):
+            mode |= upper.stat(parent, b".").st_mode & stat.S_ISGID
         made = st.st_mode & 0o777
         if made != mode & 0o777 and b"system.posix_acl_default" in upper.listxattr(parent, b"."):
             mode = mode & 0o7000 | made  # The ACL has decided, not the umask (acl(5), "Object creation").
-        if stat.S_IMODE(upper.stat(d, name).st_mode) != mode:
+        if stat.S_IMODE(now) != mode:
             upper.setattr(d, name, mode=mode)
+        return st
 
-    def _enter(self, d: DirNode, name: bytes, node: Node) -> None:
-        """A new object stands in ``d``."""
-        home, lname = self.home_of(node)
-        node.ino = self.numbers.number(home.layer.stat(home, lname))
+    def _enter(self, d: DirNode, name: bytes, node: Node, st: os.stat_result | None) -> None:
+        """A new object stands in ``d``; ``st``: what the layer says of it, if that is known."""
+        if st is None:
+            home, lname = self.home_of(node)
+            st = home.layer.stat(home, lname)
+        node.ino = self.numbers.number(st)
         self.put(d, name, node)
 
     def put(self, d: DirNode, name: bytes, node: Node) -> None:
@@ -318,15 +320,9 @@ class Tree(TreeReader):
 
     # Entries that move
 
-    @contextlib.contextmanager
-    def moving(self) -> Iterator[None]:
+    def moving(self) -> Moving:
         """While names change, on disk and then here, who reads without the lock is warned (``TreeReader.steadily``)."""
-        with self.writable().moving:
-            self.moves += 1
-            try:
-                yield
-            finally:
-                self.moves += 1
+        return Moving(self)
 
     def rename(self, d: DirNode, name: bytes, d2: DirNode, name2: bytes, flags: int = 0) -> None:
         """rename(2), with ``RENAME_NOREPLACE`` or ``RENAME_EXCHANGE``. No tree is copied: a merged directory gets a
@@ -384,22 +380,31 @@ class Tree(TreeReader):
             return
         if mode is not None and n.kind == DT_LNK:
             raise fail(errno.EOPNOTSUPP, n.name)
-        with self._in_upper(n) as upper:
-            times = None
-            if atime_ns is not None or mtime_ns is not None:
-                st = self.stat(n)
-                times = (
-                    st.st_atime_ns if atime_ns is None else atime_ns,
-                    st.st_mtime_ns if mtime_ns is None else mtime_ns,
-                )
+        if isinstance(n, FileNode) and n.home.layer is self.upper and not n.dead:
+            with self.lock:
+                if n.home.layer is self.upper and not n.nameless:
+                    self._set_attributes(n, mode, uid, gid, atime_ns, mtime_ns)
+                    return
+        with self._in_upper(n):
+            self._set_attributes(n, mode, uid, gid, atime_ns, mtime_ns)
+
+    def _set_attributes(
+        self, n: Node, mode: int | None, uid: int | None, gid: int | None, atime_ns: int | None, mtime_ns: int | None
+    ) -> None:
+        """The upper has ``n``, and this thread the lock."""
+        times = None
+        if atime_ns is not None or mtime_ns is not None:
+            st = self.attributes(n)[0] if atime_ns is None or mtime_ns is None else None
+            times = (
+                st.st_atime_ns if st is not None and atime_ns is None else atime_ns,
+                st.st_mtime_ns if st is not None and mtime_ns is None else mtime_ns,
+            )
+        try:
             if isinstance(n, FileNode) and n.nameless:
-                self.open_file(n).setattr(mode, uid, gid, times)
+                self.open_file(n).setattr(mode, uid, gid, times)  # type: ignore[arg-type]
             else:
-                home, name = self.home_of(n)
-                try:
-                    upper.setattr(home, name, mode, uid, gid, times)
-                finally:
-                    self.touched(n)
+                self.writable().setattr(*self.home_of(n), mode, uid, gid, times)  # type: ignore[arg-type]
+        finally:
             self.touched(n)
 
     def _resize(self, n: Node, size: int) -> None:

@@ -57,7 +57,9 @@ def name_first(tree: Tree, n: FileNode, d: DirNode, name: bytes) -> None:
     file = n.unnamed
     assert file is not None
     with tree.whole((d, name)):
-        home, _ = tree.new_entry(d, name, lambda parent, at: tree.writable().place(file, parent, at), None, None, None)
+        home, _, _ = tree.new_entry(
+            d, name, lambda parent, at: tree.writable().place(file, parent, at), None, None, None
+        )
         n.unnamed = None
         n.dead = False
         n.parent, n.name, n.home, n.lname = d, name, home, name

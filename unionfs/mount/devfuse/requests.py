@@ -25,6 +25,7 @@ _HEAD = wire.HEADER.size
 _PLUS = wire.DIRENTPLUS.size
 _PLAIN = wire.DIRENT.size
 _PADDING = bytes(8)
+_CAPABILITY = b"security.capability"
 _BASIC_STATS, _BTIME = 0x7FF, 0x800  # statx(2)
 _NUMBERLESS = 0xFFFFFFFF  # What libfuse gives an entry whose number is not known.
 
@@ -57,6 +58,8 @@ class Requests:
         self._listings = Listings(tree)
         self._sole = sole
         self._masked: dict[Node, bool] = {}
+        self._plain: set[int] = set()
+        """Files made here, which have no capabilities; the kernel asks at every chown(2)."""
         names, names_ns = wire.seconds(trust.names)
         known, known_ns = wire.seconds(trust.attributes)
         self._valid = names, known, names_ns, known_ns
@@ -128,7 +131,7 @@ class Requests:
         found = look_up(self._tree, d, name)
         if found is None:
             if not self._keep_missing:
-                raise fail(errno.ENOENT)
+                return -errno.ENOENT
             out[: len(self._negative)] = self._negative
             return len(self._negative)
         n, st, nlink = found
@@ -152,6 +155,7 @@ class Requests:
 
     def _forgotten(self, number: int, count: int) -> None:
         if self._table.forget(number, count):
+            self._plain.discard(number)
             self._files.forgotten(number)
 
     def _created(self, out: memoryview, n: Node) -> int:
@@ -245,6 +249,9 @@ class Requests:
                 raise
             n = self._tree.lookup(d, name)  # type: ignore[assignment]
             handle = self._tree.open(n, access | flags & os.O_TRUNC)
+        else:
+            if self._sole:
+                self._plain.add(id(n))
         length = self._created(out, n)
         return length + self._files.add(out[length:], id(n), handle, flags, h[4])
 
@@ -326,6 +333,8 @@ class Requests:
     def getxattr(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
         size, _ = wire.GETXATTR_IN.unpack_from(body)
         key = bytes(body[wire.GETXATTR_IN.size : -1])
+        if h[3] in self._plain and key == _CAPABILITY:
+            return -errno.ENODATA
         return _sized(out, self._tree.getxattr(self._nodes[h[3]], key), size)
 
     def listxattr(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
@@ -339,6 +348,7 @@ class Requests:
         start = wire.SETXATTR_IN.size + len(key) + 1
         n = self._nodes[h[3]]
         self._masked.pop(n, None)
+        self._plain.discard(h[3])
         self._tree.setxattr(n, key, bytes(body[start : start + size]), flags)
         if more & wire.SETXATTR_ACL_KILL_SGID:
             mode = self._tree.attributes(n)[0].st_mode

@@ -22,14 +22,15 @@ from unionfs.mount.failing import told
 
 log = logging.getLogger(__name__)
 
-LATER: Final = -1
+LATER: Final = -1000
 """The answer to a request that has to wait for something: ask again with ``wait``."""
 
 Header: TypeAlias = tuple[int, int, int, int, int, int, int, int, int]
 """The fields of ``wire.HEADER``."""
 
 Handler: TypeAlias = Callable[[Header, memoryview, memoryview, bool], int | None]
-"""``(header, body, out, wait)``: fill ``out`` and tell how many bytes of it are the answer; ``None`` for no answer."""
+"""``(header, body, out, wait)``: fill ``out`` and tell how many bytes of it are the answer; ``None`` for no answer.
+Errors are ``OSError``, or the negative errno where one is all too usual."""
 
 _MOMENT = 0.02  # seconds after which another thread takes over
 _IDLE = 50  # moments without a request, after which nobody watches
@@ -199,12 +200,14 @@ class Session:
             length = handler(h, body, out, False)
             if length is None:
                 return
-            if length < 0:
+            if length == LATER:
                 if self._leader is me:
                     self._hand_over()
                 length = handler(h, body, out, True)
                 if length is None:
                     return
+            if length < 0:
+                code, length = length, 0
         except OSError as error:
             number = error.errno
             if number and 0 < number < 512:
