@@ -388,3 +388,24 @@ def test_users_of(fs: UnionFS, mnt: Path) -> None:
                 time.sleep(0.01)
             assert users == [f"sleep ({process.pid})"]
             process.kill()
+
+
+def test_on_its_own_layer_with_few_descriptors(scratch: Path) -> None:
+    """A layer that the mount hides is not opened again by its path, which leads into the mount."""
+    for number in range(100):
+        (scratch / f"base/d{number}").mkdir(parents=True)
+    code = (
+        "import os, resource, sys, unionfs, unionfs.mount\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n"
+        "from unionfs.layer import descriptors\n"
+        "descriptors.LIMIT = 16\n"
+        "base = sys.argv[1]\n"
+        "with unionfs.UnionFS(lower=[base]) as fs, unionfs.mount.mount(fs, base, sole=True):\n"
+        "    print(sum(len(os.listdir(os.path.join(base, name))) for name in os.listdir(base)))\n"
+        "    print(len(os.listdir(base)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, scratch / "base"],
+        capture_output=True, text=True, timeout=60, cwd=support.REPO, check=False,
+    )  # fmt: skip
+    assert (done.stdout.split(), done.stderr) == (["0", "100"], "")

@@ -169,6 +169,7 @@ class DirectoryLayer:
         self._loses_ids = bool(self._lost_uids or self._lost_gids)
         self._uuid: bytes | None = None
         self._uuid_known = False
+        self._held: Fd | None = None
         try:
             fd = os.open(self.path, _OPEN_DIR)
         except OSError as error:
@@ -216,8 +217,14 @@ class DirectoryLayer:
         assert found is not None
         return found
 
+    def hold(self) -> None:
+        """Keep the root open for good: its path is about to lead elsewhere, for something is mounted there."""
+        self._held = self.fd(self.root)
+
     def _open_dir(self, d: LayerDir, parent: Fd | None) -> Fd:
         if parent is None:
+            if self._held is not None:
+                return self._held
             try:
                 return Fd(os.open(self.path, _OPEN_DIR))
             except OSError as error:
@@ -456,4 +463,5 @@ class DirectoryLayer:
         return os.fstatvfs(fd.n)
 
     def close(self) -> None:
+        self._held = None
         KEPT.forget(self)

@@ -43,7 +43,7 @@ def _lock(fd: int, path: str) -> None:
 
 
 def _make(path: str) -> int:
-    os.makedirs(path, exist_ok=True)
+    os.makedirs(path, mode=0o755, exist_ok=True)  # A daemon has no umask.
     return os.open(path, _OPEN_DIR)
 
 
@@ -458,12 +458,12 @@ class UpperDirectory(StagedByName, DirectoryLayer):
         self._undo_freeze()
         if destination is None:
             base = self.path + ".layers"
-            os.makedirs(base, exist_ok=True)
+            os.makedirs(base, mode=0o755, exist_ok=True)
             taken = [int(name) for name in os.listdir(base) if name.isdigit()]
             destination = os.path.join(base, f"{max(taken, default=0) + 1:06d}")
         destination = os.path.abspath(destination)
         try:
-            os.makedirs(os.path.dirname(destination), exist_ok=True)
+            os.makedirs(os.path.dirname(destination), mode=0o755, exist_ok=True)
             if os.path.isdir(destination) and os.listdir(destination):
                 raise LayerError(errno.ENOTEMPTY, "a layer is frozen into a new or empty directory", destination)
             # Who opens the upper after a crash knows by this where to clean up.

@@ -67,6 +67,7 @@ class MountOptions:
     the Python API changes is seen through the mount at once.
     ``entry_timeout``, ``negative_timeout``, ``attr_timeout``: seconds that the kernel may trust a name, a missing name,
     and attributes; ``None`` lets the engine choose.
+    ``lax``: an engine that can't know which attributes a change has touched may let them lag for a second.
     ``passthrough``: the kernel may read and write files of the layers itself, where it can (root, Linux 6.9, devfuse).
     ``flags``: further flags of mount(8) for the kernel: ``noatime``, ``sync``, ``dirsync``.
     """
@@ -82,6 +83,7 @@ class MountOptions:
     entry_timeout: float | None = None
     negative_timeout: float | None = None
     attr_timeout: float | None = None
+    lax: bool = False
     passthrough: bool = True
     flags: tuple[str, ...] = ()
 
@@ -241,4 +243,7 @@ def mount(fs: UnionFS, mountpoint: str | os.PathLike[str], engine: str = AUTO, *
     wanted = MountOptions(**options)  # type: ignore[arg-type]
     if fs.tree.upper is None:
         wanted = attrs.evolve(wanted, read_only=True)
+    for layer in fs.tree.resolver.layers:
+        if isinstance(layer, DirectoryLayer) and layer.path == path:
+            layer.hold()  # Opened again by its path it would be the mount.
     return chosen.mount(fs, path, wanted)

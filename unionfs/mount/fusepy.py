@@ -97,7 +97,7 @@ def _libfuse_options(mountpoint: str, options: MountOptions) -> dict[str, Any]:
         "atomic_o_trunc": True,
         "entry_timeout": names if options.entry_timeout is None else options.entry_timeout,
         "negative_timeout": names if options.negative_timeout is None else options.negative_timeout,
-        "attr_timeout": 0.0 if options.attr_timeout is None else options.attr_timeout,
+        "attr_timeout": float(options.lax) if options.attr_timeout is None else options.attr_timeout,
         "default_permissions": options.default_permissions,
         "allow_other": chosen(options.allow_other),
         "ro": options.read_only,

@@ -71,9 +71,9 @@ def run_in_view(fs: UnionFS, command: Command, mountpoint: str, engine: str = AU
     mounts in its lowest layer (``mount.kernelstack``). To be called where ``supervise`` runs its body. Raises
     ``MountError``.
     """
-    # A second of trust in attributes makes a package manager three times as fast; for that long the link count of one
-    # name may not show what was done by another (libfuse 2 knows no inodes).
-    options = MountOptions(sole=True, source="unionfs-try", attr_timeout=1.0)
+    # A second of trust in attributes makes a package manager three times as fast with fusepy; for that long the link
+    # count of one name may not show what was done by another (libfuse 2 knows no inodes).
+    options = MountOptions(sole=True, source="unionfs-try", lax=True)
     with mount_fastest(fs, mountpoint, options, engine):
         command.start(mountpoint, real_directories())
         return command.wait()

@@ -264,6 +264,8 @@ def _copy_up_regular(tree: TreeReader, n: FileNode, data: bool, limit: int | Non
         if written and not upper.volatile:
             file.fsync()
         with tree.lock:
+            if tree.lent is not None:
+                raise OSError(errno.EBUSY, tree.lent)
             if upper is not tree.upper or n.home is not home or n.lname != lname or (restaged and n.names is not None):
                 _discard(tree, file)
                 return None
