@@ -183,8 +183,8 @@ class DirectoryLayer:
         self.has_inos = whiteout.FORMAT in names
         ours = rooted and names.get(whiteout.FORMAT) == os.fsdecode(whiteout.USER + whiteout.FORMAT)
         self._guarded = os.geteuid() == 0 and not ours and not owners.overflow_ids("/proc/self/uid_map")
-        # Without CAP_FOWNER, O_NOATIME is for one's own files only (open(2)).
-        self._noatime = os.O_NOATIME if os.geteuid() == 0 else 0
+        # Without CAP_FOWNER, O_NOATIME is for one's own files only (open(2)), as those of an upper are.
+        self._quiet = os.geteuid() == 0 or not self.immutable
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r})"
@@ -342,9 +342,9 @@ class DirectoryLayer:
 
     def _open(self, fd: Fd, name: bytes, flags: int, *, read: bool = False) -> int:
         """``read``: who reads from it leaves an access time, by the rules of the mount (mount(8), relatime)."""
-        if self._noatime and not read:
+        if self._quiet and not read:
             try:
-                return os.open(name, flags | self._noatime, dir_fd=fd.n)
+                return os.open(name, flags | os.O_NOATIME, dir_fd=fd.n)
             except PermissionError:
                 pass  # root of a user namespace and a file of somebody it does not map
         return os.open(name, flags, dir_fd=fd.n)
