@@ -17,6 +17,7 @@ from tests import support
 from unionfs._sys.data import fallocate
 from unionfs._sys.rename import RENAME_EXCHANGE, RENAME_NOREPLACE
 from unionfs.mount import Mount
+from unionfs.testing.engine_base import as_root
 from unionfs.testing.engine_posix import PosixSuite
 from unionfs.testing.engine_posix_attributes import ACCESS, DEFAULT, acl, minimal, with_user
 from unionfs.testing.engine_posix_base import OWNER, STRANGER, mode_of, opened, opening, outcome
@@ -62,6 +63,7 @@ class TestFusepy(PosixSuite):
     def test_tmpfile_for_ever_nameless(self, here: Path) -> None:
         assert outcome(opened, here / "sub", RW | os.O_TMPFILE | os.O_EXCL) == "ENOTSUP"
 
+    @as_root
     def test_tmpfile_belongs_to_who_makes_it(self, here: Path, stranger: Someone) -> None:
         os.chmod(here / "sub", 0o777)
         assert outcome(opened, here / "sub", RW | os.O_TMPFILE, by=stranger) == "ENOTSUP"
@@ -76,14 +78,17 @@ class TestFusepy(PosixSuite):
         with opening(here / "file", RW) as fd:
             assert outcome(fallocate, fd, 0x10, 0, 100) == "ENOTSUP"
 
+    @as_root
     @pytest.mark.parametrize("how", WRITING)
     def test_writing_drops_set_id_bits(self, here: Path, owner: Someone, stranger: Someone, how: str) -> None:
         super().test_writing_drops_set_id_bits(here, owner, stranger, how)
 
+    @as_root
     @pytest.mark.parametrize("how", WRITING)
     def test_writing_keeps_set_group_id_without_execution(self, here: Path, owner: Someone, how: str) -> None:
         super().test_writing_keeps_set_group_id_without_execution(here, owner, how)
 
+    @as_root
     @pytest.mark.parametrize("how", WRITING)
     def test_root_keeps_set_id_bits_when_it_writes(self, here: Path, somebody: Someone, how: str) -> None:
         super().test_root_keeps_set_id_bits_when_it_writes(here, somebody, how)
@@ -114,10 +119,12 @@ class TestFusepy(PosixSuite):
 
     # FUSE_POSIX_ACL came with 7.26: till then the kernel obeys mode bits alone, and applies the umask before it asks.
 
+    @as_root
     def test_acls_are_obeyed(self, here: Path, stranger: Someone) -> None:
         os.setxattr(here / "file", ACCESS, acl(with_user(STRANGER, 0, 7, other=6)))
         assert outcome(opened, here / "file", os.O_RDONLY, by=stranger) == "ok"
 
+    @as_root
     def test_who_sets_acls(self, here: Path, owner: Someone, stranger: Someone) -> None:
         full = acl(with_user(STRANGER, 6, mask=6))
         os.chown(here / "file", OWNER, STRANGER)

@@ -26,7 +26,7 @@ def names(fd: int, size: int = 1024) -> list[bytes]:
 class ListingPart(PosixBase):
     """getdents64(2), and what opendir(3), telldir(3), seekdir(3), rewinddir(3) make of it."""
 
-    def _fill(self, directory: Path, count: int = 300) -> set[bytes]:
+    def _fill(self, directory: Path, count: int = 150) -> set[bytes]:
         found = {os.fsencode(name) for name in os.listdir(directory)} | DOTS
         for number in range(count):
             os.mknod(directory / f"entry-{number:04}")
