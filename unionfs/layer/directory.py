@@ -52,7 +52,7 @@ class FdFile:
     def reopen(self, flags: int) -> FdFile:
         fd = self._hold()
         if flags & (os.O_ACCMODE | os.O_TRUNC):
-            self._layer.check_writable()
+            self._layer.check_writable(fd.n)
         return FdFile(self._layer, os.open(f"/proc/self/fd/{fd.n}", flags | os.O_CLOEXEC))
 
     def close(self) -> None:
@@ -349,8 +349,8 @@ class DirectoryLayer:
                 pass  # root of a user namespace and a file of somebody it does not map
         return os.open(name, flags, dir_fd=fd.n)
 
-    def check_writable(self) -> None:
-        """Raise ``EROFS``, unless this is a writable layer."""
+    def check_writable(self, fd: int | None = None) -> None:  # noqa: ARG002
+        """Raise ``EROFS``, unless this is a writable layer, or the open file ``fd`` is no part of it any more."""
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def set_attributes(self, path: int | bytes, mode: int | None, uid: int | None, gid: int | None) -> None:  # noqa: ARG002

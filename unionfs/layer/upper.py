@@ -151,9 +151,9 @@ class UpperDirectory(StagedByName, DirectoryLayer):
 
     # New entries
 
-    def check_writable(self) -> None:
-        """Raise ``EROFS`` once this layer is frozen."""
-        if self.immutable:
+    def check_writable(self, fd: int | None = None) -> None:
+        """Raise ``EROFS`` once this layer is frozen; but not for an open file that has no name."""
+        if self.immutable and (fd is None or os.fstat(fd).st_nlink):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS), self.path)
 
     def _into(self, d: LayerDir) -> Fd:
