@@ -58,6 +58,7 @@ def _fio_job(path: Path, mode: str, block: int, size: int) -> tuple[float, float
     command = [
         "fio",
         "--name=job",
+        "--thread",  # No process of its own, which would outlive a run that is stopped.
         f"--filename={path}",
         f"--rw={mode}",
         f"--bs={block}",
