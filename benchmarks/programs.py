@@ -123,7 +123,7 @@ def c_project(path: Path, sources: int) -> None:
         (path / "src" / f"module{i}.c").write_text(text)
     objects = " ".join(f"build/module{i}.o" for i in range(sources))
     (path / "Makefile").write_text(
-        f"CFLAGS = -O1 -Iinclude -MMD\n\nbuild/program: {objects}\n\t$(CC) -o $@ $^\n\n"
+        f"CFLAGS = -O0 -Iinclude -MMD\n\nbuild/program: {objects}\n\t$(CC) -o $@ $^\n\n"
         "build/%.o: src/%.c\n\t@mkdir -p build\n\t$(CC) $(CFLAGS) -c -o $@ $<\n\n"
         "-include $(wildcard build/*.d)\n"
     )

@@ -26,7 +26,7 @@ from benchmarks.scratch import PREFIX, Scratch, Unsupported, filesystem_of
 from benchmarks.views import View
 
 SECONDS_A_MEASUREMENT = 300
-SECONDS_A_CASE = 30.0
+SECONDS_A_CASE = 20.0
 
 Readings = Iterator[tuple[str, float]]
 Measure = Callable[[Contender], Readings]
