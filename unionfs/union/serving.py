@@ -10,6 +10,7 @@ import errno
 import os
 import stat
 import sys
+import time
 from typing import TYPE_CHECKING
 
 from unionfs.layer.acl import DEFAULT
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 SMALL = 1 << 18
 """Bytes that are copied up while others wait."""
+
+_DAY = 86_400_000_000_000  # nanoseconds
 
 # Of a node that is in its directory, and that only the caller here holds: the entry, the caller's own two names, the
 # argument of getrefcount.
@@ -173,6 +176,15 @@ def birth_ns(tree: Tree, n: Node) -> int | None:
         return home.layer.birth_ns(home, name)
 
     return tree.steadily(look, n)
+
+
+def access_due(tree: Tree, n: Node) -> bool:
+    """Whether reading ``n`` now would change its access time, by relatime's rules (mount(8)): only the upper's does."""
+    if not isinstance(n, FileNode) or n.home.layer is not tree.upper:
+        return False
+    st = tree.attributes(n)[0]
+    atime = st.st_atime_ns
+    return atime <= st.st_mtime_ns or atime <= st.st_ctime_ns or time.time_ns() - atime > _DAY
 
 
 def kill_privileges(tree: Tree, n: Node) -> None:

@@ -110,12 +110,12 @@ class _DevfuseMount(ServedMount):
         except BaseException:
             self.drop()
             raise
-        self._files = OpenFiles(tree, self._nodes.nodes, connection, keeps=options.sole)
-        requests = Requests(tree, self._nodes, self._files, trust, sole=options.sole)
-        handlers = requests.handlers
-        self._session = Session(connection, handlers, f"unionfs mount {mountpoint}", self._ended)
-        tree.remembered = True
         try:
+            self._files = OpenFiles(tree, self._nodes.nodes, connection, keeps=options.sole)
+            requests = Requests(tree, self._nodes, self._files, trust, sole=options.sole)
+            handlers = requests.handlers
+            self._session = Session(connection, handlers, f"unionfs mount {mountpoint}", self._ended)
+            tree.remembered = True
             self._agree(requests, handlers)
             entry = mountinfo.mount_at(mountpoint)
             if entry is None or entry.fstype != FSTYPE:

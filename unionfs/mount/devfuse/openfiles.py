@@ -19,7 +19,7 @@ from unionfs._sys.fusedev import backing_close, backing_open
 from unionfs.mount.devfuse import wire
 from unionfs.mount.devfuse.session import LATER, Header
 from unionfs.union.node import Node
-from unionfs.union.serving import is_quick, kill_privileges
+from unionfs.union.serving import access_due, is_quick, kill_privileges
 
 if TYPE_CHECKING:
     from unionfs.union.handle import Handle
@@ -118,7 +118,7 @@ class OpenFiles:
                 answer = wire.FOPEN_NOFLUSH
                 if number in self._outdated:
                     self._outdated.discard(number)
-                elif self._keeps:
+                elif self._keeps and not (flags & os.O_ACCMODE == os.O_RDONLY and access_due(self._tree, handle.node)):
                     answer |= wire.FOPEN_KEEP_CACHE
             fh = next(self._numbers)
             self._handles[fh] = handle, number, bool(backing)
@@ -145,7 +145,7 @@ class OpenFiles:
             self.passthrough = False
             return 0
 
-    def release(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def release(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         fh = wire.U64.unpack_from(body)[0]
         with self._lock:
             handle, number, passed = self._handles.pop(fh)
@@ -180,14 +180,14 @@ class OpenFiles:
         except KeyError:
             raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
 
-    def read(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def read(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         fh, offset, size, *_ = wire.RW_IN.unpack_from(body)
         try:
             return self._handles[fh][0].readinto(out[:size], offset, wait)
         except BlockingIOError:
             return LATER
 
-    def write(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def write(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         fh, offset, size, flags, *_ = wire.RW_IN.unpack_from(body)
         handle = self._handles[fh][0]
         if flags & wire.WRITE_KILL_SUIDGID:
@@ -204,26 +204,47 @@ class OpenFiles:
         else:
             self._tree.setattr(n, size=size)
 
-    def fsync(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def fsync(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         if not wait:
             return LATER
         fh, flags, _ = wire.FSYNC_IN.unpack_from(body)
         self._handle(fh).fsync(bool(flags & wire.FSYNC_FDATASYNC))
         return 0
 
-    def fallocate(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def fallocate(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         if not wait:
             return LATER
         fh, offset, length, mode, _ = wire.FALLOCATE_IN.unpack_from(body)
-        self._handle(fh).fallocate(mode, offset, length)
+        handle = self._handle(fh)
+        if h[4] != 0:
+            kill_privileges(self._tree, handle.node)  # As for a write, but no flag tells.
+        handle.fallocate(mode, offset, length)
         return 0
 
-    def lseek(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def settled(self, number: int, wait: bool) -> bool:
+        """Whether the file has all that was written to it; if not, and with ``wait``, the kernel brings it now."""
+        if not self.writeback or not any(handle.writable for handle in self._of(number)):
+            return True
+        if wait:
+            message = wire.message(wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(number, 0, 0))
+            try:
+                os.write(self._connection, message)
+            except FileNotFoundError:
+                pass  # It knows nothing of the file, and so has nothing of it.
+        return wait
+
+    def _of(self, number: int) -> list[Handle]:
+        with self._lock:
+            return [handle for handle, of, _ in self._handles.values() if of == number]
+
+    def lseek(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
+        if not self.settled(h[3], wait):
+            return LATER
         fh, offset, whence, _ = wire.LSEEK_IN.unpack_from(body)
         wire.U64.pack_into(out, 0, self._handle(fh).seek(offset, whence))
         return wire.U64.size
 
-    def copy_file_range(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def copy_file_range(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         if not wait:
             return LATER
         fh_in, off_in, _, fh_out, off_out, length, _ = wire.COPY_IN.unpack_from(body)
@@ -231,6 +252,8 @@ class OpenFiles:
         here, there = source.file.fileno(), target.file.fileno()
         if here is None or there is None:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))  # The kernel copies by reading and writing.
+        if h[4] != 0:
+            kill_privileges(self._tree, target.node)  # As for a write, but no flag tells.
         try:
             count = os.copy_file_range(here, there, min(length, 1 << 30), off_in, off_out)
         finally:

@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING
 import attrs
 
 from unionfs._sys.clock import coarse_ns
+from unionfs.layer.protocol import DT_DIR
 from unionfs.mount.devfuse import wire
 from unionfs.mount.devfuse.listing import DOT, DOT_DOT, Listings
 from unionfs.mount.devfuse.nodes import NodeTable
 from unionfs.mount.devfuse.openfiles import OpenFiles
 from unionfs.mount.devfuse.session import LATER, Handler, Header
-from unionfs.union.serving import birth_ns, glance, has_default_acl, is_quick, kill_privileges, look_up, number_of
+from unionfs.union.serving import (
+    attributes_shown,
+    birth_ns,
+    glance,
+    has_default_acl,
+    is_quick,
+    kill_privileges,
+    look_up,
+    number_of,
+)
 
 if TYPE_CHECKING:
     from unionfs.union.node import DirNode, Node
@@ -121,7 +131,7 @@ class Requests:
         found: DirNode = self._nodes[number]  # type: ignore[assignment]  # Tree answers ENOTDIR where it is none.
         return found
 
-    def lookup(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def lookup(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         d, name = self._nodes[h[3]], bytes(body[:-1])
         if self._sole and (number := self._table.known(d, name)) is not None:  # type: ignore[arg-type]
             seen = glance(self._tree, d, name)  # type: ignore[arg-type]
@@ -144,11 +154,11 @@ class Requests:
         wire.ENTRY_OUT.pack_into(out, 0, number, 0, *self._valid, *wire.attributes(st, ino, nlink))
         return wire.ENTRY_OUT.size
 
-    def forget(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> None:  # noqa: ARG002
+    def forget(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> None:
         (count,) = wire.U64.unpack_from(body)
         self._forgotten(h[3], count)
 
-    def batch_forget(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> None:  # noqa: ARG002
+    def batch_forget(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> None:
         (many,) = wire.FORGET_COUNT.unpack_from(body)
         for i in range(many):
             self._forgotten(*wire.FORGET_ONE.unpack_from(body, wire.FORGET_COUNT.size + i * wire.FORGET_ONE.size))
@@ -179,20 +189,20 @@ class Requests:
             found = self._masked[d] = has_default_acl(self._tree, d)
         return found
 
-    def mkdir(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def mkdir(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         mode, umask = wire.MKDIR_IN.unpack_from(body)
         (name,) = wire.names(body[wire.MKDIR_IN.size :])
         d = self._directory(h[3])
         return self._created(out, self._tree.mkdir(d, name, self._mode(d, mode, umask), h[4], h[5]))
 
-    def mknod(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def mknod(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         mode, rdev, umask, _ = wire.MKNOD_IN.unpack_from(body)
         (name,) = wire.names(body[wire.MKNOD_IN.size :])
         d = self._directory(h[3])
         bits = self._mode(d, mode, umask)
         return self._created(out, self._tree.mknod(d, name, stat.S_IFMT(mode) | bits, rdev, h[4], h[5]))
 
-    def symlink(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def symlink(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         name, target = wire.names(body, 2)
         return self._created(out, self._tree.symlink(self._directory(h[3]), name, target, h[4], h[5]))
 
@@ -204,18 +214,18 @@ class Requests:
         self._tree.link(n, self._directory(h[3]), name)
         return self._created(out, n)
 
-    def unlink(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def unlink(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         d, name = self._directory(h[3]), bytes(body[:-1])
         self._table.before_change(d, name)
         self._tree.unlink(d, name)
         return 0
 
-    def rmdir(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def rmdir(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         d = self._directory(h[3])
         self._tree.rmdir(d, bytes(body[:-1]))
         return 0
 
-    def rename(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def rename(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         flags = 0
         if h[1] == wire.RENAME2:
             new, flags, _ = wire.RENAME2_IN.unpack_from(body)
@@ -229,14 +239,14 @@ class Requests:
         self._tree.rename(d, old_name, d2, new_name, flags)
         return 0
 
-    def readlink(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def readlink(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         target = self._tree.readlink(self._nodes[h[3]])
         out[: len(target)] = target
         return len(target)
 
     # New files, open
 
-    def create(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def create(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
         (name,) = wire.names(body[wire.CREATE_IN.size :])
         d = self._directory(h[3])
@@ -255,7 +265,7 @@ class Requests:
         length = self._created(out, n)
         return length + self._files.add(out[length:], id(n), handle, flags, h[4])
 
-    def tmpfile(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def tmpfile(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
         d = self._directory(h[3])
         n, handle = self._tree.tmpfile(d, self._mode(d, mode, umask), self._files.access(flags), h[4], h[5])
@@ -269,10 +279,10 @@ class Requests:
         wire.ATTR_OUT.pack_into(out, 0, *self._attr_valid, *wire.attributes(st, n.ino, nlink))
         return wire.ATTR_OUT.size
 
-    def getattr(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def getattr(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         return self._attributes(out, self._nodes[h[3]])
 
-    def statx(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def statx(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         n = self._nodes[h[3]]
         st, nlink = self._tree.attributes(n)
         known, known_ns, _ = self._attr_valid
@@ -313,16 +323,19 @@ class Requests:
             changes["mtime_ns"] = coarse_ns() if valid & wire.FATTR_MTIME_NOW else mt * 1_000_000_000 + mt_ns
         if changes:
             tree.setattr(n, **changes)
+        elif not valid & wire.FATTR_SIZE and n.kind != DT_DIR:
+            # chown(2) to nobody else takes the set-id bits too, which HANDLE_KILLPRIV_V2 leaves to us.
+            kill_privileges(tree, n)
         return self._attributes(out, n)
 
-    def statfs(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def statfs(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         f = self._tree.statvfs()
         wire.STATFS_OUT.pack_into(
             out, 0, f.f_blocks, f.f_bfree, f.f_bavail, f.f_files, f.f_ffree, f.f_bsize, f.f_namemax, f.f_frsize, 0
         )
         return wire.STATFS_OUT.size
 
-    def sync(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def sync(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         if not wait:
             return LATER
         self._tree.sync()
@@ -330,21 +343,23 @@ class Requests:
 
     # Extended attributes
 
-    def getxattr(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def getxattr(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         size, _ = wire.GETXATTR_IN.unpack_from(body)
         key = bytes(body[wire.GETXATTR_IN.size : -1])
         if h[3] in self._plain and key == _CAPABILITY:
             return -errno.ENODATA
         return _sized(out, self._tree.getxattr(self._nodes[h[3]], key), size)
 
-    def listxattr(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def listxattr(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         size, _ = wire.GETXATTR_IN.unpack_from(body)
-        keys = self._tree.listxattr(self._nodes[h[3]])
+        keys = attributes_shown(self._tree, self._nodes[h[3]], h[4])
         return _sized(out, b"".join(key + b"\0" for key in keys), size)
 
-    def setxattr(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def setxattr(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         size, flags, more, _ = wire.SETXATTR_IN.unpack_from(body)
         key = wire.names(body[wire.SETXATTR_IN.size :])[0]
+        if key == _CAPABILITY and not self._files.settled(h[3], wait):
+            return LATER  # A write that comes after it would take it away.
         start = wire.SETXATTR_IN.size + len(key) + 1
         n = self._nodes[h[3]]
         self._masked.pop(n, None)
@@ -356,7 +371,7 @@ class Requests:
                 self._tree.setattr(n, mode=stat.S_IMODE(mode & ~stat.S_ISGID))
         return 0
 
-    def removexattr(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def removexattr(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         n = self._nodes[h[3]]
         self._masked.pop(n, None)
         self._tree.removexattr(n, bytes(body[:-1]))
@@ -364,11 +379,11 @@ class Requests:
 
     # Directories
 
-    def opendir(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def opendir(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         wire.OPEN_OUT.pack_into(out, 0, 0, 0, 0)
         return wire.OPEN_OUT.size
 
-    def readdir(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def readdir(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         _, offset, size, *_ = wire.RW_IN.unpack_from(body)
         d = self._directory(h[3])
         out = out[:size]
@@ -394,7 +409,7 @@ class Requests:
         dots = [(d.ino, DOT, b"."), (parent.ino, DOT_DOT, b"..")]
         return dots[1:] if offset == DOT else dots
 
-    def readdirplus(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def readdirplus(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         _, offset, size, *_ = wire.RW_IN.unpack_from(body)
         d = self._directory(h[3])
         tree, remember, valid = self._tree, self._table.remember, self._valid
@@ -446,7 +461,7 @@ class Requests:
     def nothing(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> None:
         """No answer is due: INTERRUPT, of what is being answered already."""
 
-    def destroy(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:  # noqa: ARG002
+    def destroy(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         return 0
 
 
