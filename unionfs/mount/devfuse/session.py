@@ -2,8 +2,8 @@
 
 One thread leads: it reads a request, answers it, and reads the next, with one buffer for all requests and one for all
 answers. A request that is known to take its time (the answer is ``LATER``) is finished by the same thread after it has
-handed the lead to another; one that turns out to take its time (a slow disk) loses the lead to another thread after a
-moment. So quick requests pay for no hand-over, and slow ones run side by side.
+handed the lead to another, if any request waits; and whatever turns out to take its time loses the lead to another
+thread after a moment. So quick requests pay for no hand-over, and slow ones run side by side.
 """
 
 from __future__ import annotations
@@ -32,9 +32,24 @@ Handler: TypeAlias = Callable[[Header, memoryview, memoryview, bool], int | None
 """``(header, body, out, wait)``: fill ``out`` and tell how many bytes of it are the answer; ``None`` for no answer.
 Errors are ``OSError``, or the negative errno where one is all too usual."""
 
-_MOMENT = 0.02  # seconds after which another thread takes over
-_IDLE = 50  # moments without a request, after which nobody watches
+_MOMENT = 0.005  # seconds after which another thread takes over
+_IDLE = 200  # moments without a request, after which nobody watches
 _THREADS = 24
+
+
+class _Worker:
+    """A thread's own: memory for the largest request and answer (page by page as it is used), and how to wake it."""
+
+    __slots__ = ("inbox", "outbox", "room", "turn", "waiting")
+
+    def __init__(self, fd: int) -> None:
+        self.inbox = memoryview(bytearray(wire.IN_BUFFER))
+        self.outbox = memoryview(bytearray(wire.OUT + wire.MAX_WRITE))
+        self.room = self.outbox[wire.OUT :]
+        self.waiting = select.poll()
+        self.waiting.register(fd, select.POLLIN)
+        self.turn = threading.Lock()
+        self.turn.acquire()
 
 
 class Session:
@@ -46,9 +61,9 @@ class Session:
         self._label = label
         self._on_end = on_end
         self._change = threading.Condition()
-        self._leader: object = None
-        self._idle = 0
-        self._threads: set[threading.Thread] = set()
+        self._leader: _Worker | None = None
+        self._idle: list[_Worker] = []
+        self._workers: set[_Worker] = set()
         self._ended = False
         self._finished = False
         self._count = 0
@@ -77,7 +92,7 @@ class Session:
 
     def start(self) -> None:
         """Begin to answer."""
-        self._add_thread()
+        self._add_worker()
         threading.Thread(target=self._watch, name=f"{self._label} (watch)", daemon=True).start()
 
     def join(self, timeout: float | None = None) -> bool:
@@ -85,25 +100,24 @@ class Session:
         with self._change:
             return self._change.wait_for(lambda: self._finished, timeout)
 
-    def _add_thread(self) -> None:
-        thread = threading.Thread(target=self._serve, name=self._label, daemon=True)
-        self._threads.add(thread)
-        thread.start()
+    def _add_worker(self) -> None:
+        """A thread more, which leads. The lock is held, or there is none yet."""
+        worker = _Worker(self._fd)
+        self._workers.add(worker)
+        self._leader = worker
+        threading.Thread(target=self._serve, args=(worker,), name=self._label, daemon=True).start()
 
-    def _serve(self) -> None:
-        me = threading.current_thread()
+    def _serve(self, worker: _Worker) -> None:
         self.idents.add(threading.get_ident())
-        # Memory for the largest request and answer, page by page as it is used.
-        inbox = memoryview(bytearray(wire.IN_BUFFER))
-        outbox = memoryview(bytearray(wire.OUT + wire.MAX_WRITE))
         try:
-            while self._take_lead(me):
-                self._lead(me, inbox, outbox)
+            self._lead(worker)
+            while self._rest(worker):
+                self._lead(worker)
         finally:
             self.idents.discard(threading.get_ident())
             with self._change:
-                self._threads.discard(me)
-                last = self._ended and not self._threads
+                self._workers.discard(worker)
+                last = self._ended and not self._workers
             if last:
                 self._on_end()
                 os.close(self._fd)
@@ -111,34 +125,36 @@ class Session:
                     self._finished = True
                     self._change.notify_all()
 
-    def _take_lead(self, me: threading.Thread) -> bool:
+    def _rest(self, worker: _Worker) -> bool:
+        """Wait until it is this thread's turn to lead; ``False`` at the end."""
         with self._change:
-            self._idle += 1
-            self._change.wait_for(lambda: self._leader is None or self._ended)
-            self._idle -= 1
             if self._ended:
                 return False
-            self._leader = me
-            return True
+            if self._leader is None:
+                self._leader = worker
+                return True
+            self._idle.append(worker)
+        worker.turn.acquire()
+        return not self._ended
 
-    def _hand_over(self) -> bool:
-        """Let another thread lead; whether there is one."""
+    def _hand_over(self) -> None:
+        """Let another thread lead, if there is one or may be one more: the one that led last, whose memory is warm."""
         with self._change:
             if self._ended:
-                return True
-            if not self._idle:
-                if len(self._threads) >= _THREADS:
-                    return False
-                self._add_thread()
-            self._leader = None
-            self._change.notify_all()
-            return True
+                return
+            if self._idle:
+                self._leader = worker = self._idle.pop()
+                worker.turn.release()
+            elif len(self._workers) < _THREADS:
+                self._add_worker()
 
     def _end(self) -> None:
         with self._change:
             self._ended = True
             self._leader = None
-            self._change.notify_all()
+            for worker in self._idle:
+                worker.turn.release()
+            self._idle.clear()
         self._unwatched.set()
 
     def _watch(self) -> None:
@@ -165,13 +181,14 @@ class Session:
 
     # Requests
 
-    def _lead(self, me: threading.Thread, inbox: memoryview, outbox: memoryview) -> None:
+    def _lead(self, worker: _Worker) -> None:
         fd = self._fd
         header = wire.HEADER.unpack_from
         size = wire.HEADER.size
         answer = self._answer
+        inbox = worker.inbox
         vector = [inbox]
-        while self._leader is me:
+        while self._leader is worker:
             self._busy = False
             try:
                 length = os.readv(fd, vector)
@@ -188,10 +205,11 @@ class Session:
             self._count += 1
             if self._resting:
                 self._unwatched.set()
-            answer(me, header(inbox), inbox[size:length], outbox)
+            answer(worker, header(inbox), inbox[size:length])
 
-    def _answer(self, me: threading.Thread, h: Header, body: memoryview, outbox: memoryview) -> None:
-        out = outbox[wire.OUT :]
+    def _answer(self, worker: _Worker, h: Header, body: memoryview) -> None:
+        outbox = worker.outbox
+        out = worker.room
         code = 0
         try:
             handler = self._handlers.get(h[1])
@@ -201,7 +219,8 @@ class Session:
             if length is None:
                 return
             if length == LATER:
-                if self._leader is me:
+                # While nobody waits it can as well be done here: who comes is not left waiting for long.
+                if worker.waiting.poll(0) and self._leader is worker:
                     self._hand_over()
                 length = handler(h, body, out, True)
                 if length is None:
