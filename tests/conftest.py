@@ -15,7 +15,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from tests import filesystem, support
+from tests import filesystem, kernellog, support
 
 REQUIRE_ALL = os.environ.get("UNIONFS_REQUIRE_ALL", "") not in ("", "0")
 
@@ -75,6 +75,15 @@ def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     if not reason.removeprefix("Skipped: ").startswith("not applicable"):
         report.outcome = "failed"
         report.longrepr = f"{reason}\nUNIONFS_REQUIRE_ALL is set: a test that can't run is a failure."
+
+
+@pytest.fixture(autouse=True)
+def _kernel_log(request: pytest.FixtureRequest) -> Iterator[None]:
+    if request.node.get_closest_marker("overlay") is None:
+        yield
+        return
+    with kernellog.taking_part():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -105,7 +105,7 @@ def test_changes_through_the_mount_show_in_the_api(fs: UnionFS, mnt: Path) -> No
 def test_everything_is_in_the_upper_after_the_block(fs: UnionFS, layers: Path, mnt: Path) -> None:
     with unionfs.mount.mount(fs, mnt) as mounted:
         assert mounted.mountpoint == str(mnt)
-        assert mounted.engine == "fusepy"
+        assert mounted.engine == support.best_engine()
         (mnt / "new").write_bytes(b"x" * 300_000)
     assert os.listdir(mnt) == []
     assert (layers / "upper/new").read_bytes() == b"x" * 300_000
@@ -298,7 +298,7 @@ def test_a_bug_is_eio_with_one_log_line_and_the_mount_lives_on(
         assert os.readlink(mnt / "link") == "x"
     records = [record for record in caplog.records if record.levelname == "ERROR"]
     assert len(records) == 1
-    assert "readlink" in records[0].getMessage()
+    assert "readlink" in records[0].getMessage().lower()
     assert "a bug" in records[0].getMessage()
 
 

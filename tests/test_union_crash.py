@@ -12,6 +12,7 @@ import pytest
 
 from tests import support
 from tests.arena import Arena, hasty
+from tests.kernellog import taking_part
 from tests.scenarios import COMMIT, SCENARIOS, Scenario, arena_before, do, look
 from tests.steps import count_steps, in_child, kill_at, steps
 from unionfs.testing.oracle import Seen, differences, snapshot
@@ -54,8 +55,9 @@ def _is_time(line: str, paths: set[bytes]) -> bool:
 
 def check_kernel(arena: Arena, found: Tree) -> None:
     """overlayfs mounts what is there, and shows the same."""
-    assert differences(found, snapshot(arena.mount_kernel())) == []
-    arena.unmount_kernel()
+    with taking_part():
+        assert differences(found, snapshot(arena.mount_kernel())) == []
+        arena.unmount_kernel()
 
 
 @pytest.fixture(autouse=True)

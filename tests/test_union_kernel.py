@@ -7,44 +7,20 @@ says what is right.
 from __future__ import annotations
 
 import os
-import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from tests.arena import Arena, Setting, run_seed, search
+from tests.kernellog import quiet_kernel
 from tests.support import USER_NAMESPACE, AsUser
 from unionfs.layer.trees import Link
 from unionfs.testing.operations import Op, Operations
 from unionfs.testing.oracle import Duel, Seen, differences, snapshot
 from unionfs.testing.stacks import Spec, random_stack, without_idle_whiteouts
 from unionfs.testing.surfaces import HostSurface, Surface, TreeSurface
-
-# What the kernel says of an upper that is not as it should be (fs/overlayfs: namei.c, export.c, readdir.c, super.c).
-COMPLAINT = re.compile(rb"overlayfs: .*([Ii]nvalid|failed to|orphan|unsafe|mismatch|corrupt|missing|stale)")
-
-
-@contextmanager
-def quiet_kernel() -> Iterator[None]:
-    """The kernel has nothing to complain about meanwhile."""
-    with open("/dev/kmsg", "rb", buffering=0, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as log:
-        os.lseek(log.fileno(), 0, os.SEEK_END)
-        yield
-        said = []
-        while True:
-            try:
-                record = log.read(8192)
-            except BrokenPipeError:
-                continue  # Some were overwritten (Documentation/ABI/testing/dev-kmsg).
-            if not record:
-                break
-            if COMPLAINT.search(record):
-                said.append(record)
-    assert said == []
 
 
 class Turns(Arena):

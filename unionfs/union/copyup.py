@@ -246,8 +246,13 @@ def _copy_up_regular(tree: TreeReader, n: FileNode, data: bool, limit: int | Non
         bytes_at = tree.data_of(n) or (home, lname)
         redirect = _redirect(tree, n)
         copies = data or not tree.metacopy or n.dead
-        source = _source(*bytes_at) if copies and limit != 0 else None
         whole = bytes_at == (home, lname)
+        # Of a metacopy that lost its name, the metadata are in the file that is open; another may have the name.
+        kept = n.kept if n.nameless and home.layer is upper else None
+    source = _source(*bytes_at) if copies and limit != 0 else None
+    if kept is not None:
+        st = kept.stat()
+    else:
         st = source.stat() if source is not None and whole else home.layer.stat(home, lname)
     file = upper.stage()
     try:
@@ -269,7 +274,9 @@ def _copy_up_regular(tree: TreeReader, n: FileNode, data: bool, limit: int | Non
             if upper is not tree.upper or n.home is not home or n.lname != lname or (restaged and n.names is not None):
                 _discard(tree, file)
                 return None
-            if restaged:
+            if kept is not None:
+                _dress(upper, file, home, lname, kept.stat(), marks, kept, limit)
+            elif restaged:
                 _dress(upper, file, home, lname, upper.stat(home, lname), marks, None, limit)
             if n.dead or n.parent is None:
                 _settle_dead(tree, n, file)
@@ -377,6 +384,7 @@ def _publish(tree: TreeReader, n: FileNode, staged: LayerFile | bytes, data: tup
                 n.home, n.lname, n.data = parent, n.name, data
             else:
                 tree.links.copied_up(n, temp, parent, tree.stat(n).st_nlink, data)
+    n.kept = None
     if below:
         tree.shadow(n.parent).add(n.name)
     for opened in n.open or ():
@@ -393,7 +401,7 @@ def _settle_dead(tree: TreeReader, n: FileNode, file: LayerFile) -> None:
     with _Staged(tree, temp):
         files = [(opened, upper.open(upper.staging, temp, opened.flags & os.O_ACCMODE)) for opened in n.open or ()]
     upper.unlink(upper.staging, temp)
-    n.home, n.lname, n.data = upper.staging, temp, None
+    n.home, n.lname, n.data, n.kept = upper.staging, temp, None, None
     for opened, again in files:
         opened.switch(again)
     tree.touched(n)

@@ -581,6 +581,10 @@ class TreeReader:
         """
         self._subscribers.append(tell)
 
+    def unsubscribe(self, tell: Callable[[Node, bytes | None], None]) -> None:
+        """Call ``tell`` no more."""
+        self._subscribers = [other for other in self._subscribers if other != tell]
+
     def sync(self) -> None:
         """Everything of the upper to disk."""
         if self.upper is not None:

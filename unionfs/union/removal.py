@@ -65,6 +65,7 @@ def prepare(tree: Tree, n: FileNode, d: DirNode, name: bytes) -> Loss:
     """Get ready for the loss of a name: what is open keeps its metadata, what has other names its link count."""
     if n.names is not None and n.home.layer is not tree.upper and tree.stat(n).st_nlink > 1:
         copy_up_at_once(tree, n)
+    n.kept = None
     if n.open and n.home.layer is tree.upper and tree.data_of(n) is not None:
         n.kept = n.home.layer.open(n.home, n.lname, os.O_RDONLY)
     last = n.names is None or tree.stat(n).st_nlink <= 1

@@ -28,9 +28,28 @@ SMALL = 1 << 18
 
 _DAY = 86_400_000_000_000  # nanoseconds
 
-# Of a node that is in its directory, and that only the caller here holds: the entry, the caller's own two names, the
-# argument of getrefcount.
-_ALONE = 4
+
+def _references() -> tuple[int, int]:
+    """What ``sys.getrefcount`` tells in ``_forget_file`` of a node that only its directory and its callers hold, and in
+    ``_all_alone`` of one that only its directory holds. Pythons differ: since 3.14 not every name counts."""
+
+    def caller() -> int:
+        n = object()
+        entries = {b"": n}
+        return forget(n) if entries else 0
+
+    def forget(n: object) -> int:
+        return file(n)
+
+    def file(n: object) -> int:
+        return sys.getrefcount(n)
+
+    for child in {b"": object()}.values():
+        return caller(), sys.getrefcount(child)
+    raise AssertionError
+
+
+_ALONE, _CHILD_ALONE = _references()
 
 
 def look_up(tree: Tree, d: Node, name: bytes) -> tuple[Node, os.stat_result, int] | None:
@@ -122,14 +141,14 @@ def _forget_file(tree: Tree, n: FileNode) -> None:
     d = n.parent
     if d is None or n.names is not None or n.open or n.keys is not None or d.entries is None or d.srcs is None:
         return
-    if d.entries.get(n.name) is not n or sys.getrefcount(n) > _ALONE + 1:
+    if d.entries.get(n.name) is not n or sys.getrefcount(n) > _ALONE:
         return
     if n.home.layer is tree.upper and n.kind != DT_REG:
         return  # Its number may be nowhere but here: not all that is special can carry a mark (xattr(7)).
     for i, source in enumerate(reversed(d.srcs)):
         if source is n.home and n.lname == n.name:
             d.entries[n.name] = i << 4 | n.kind
-            if sys.getrefcount(n) > _ALONE:
+            if sys.getrefcount(n) > _ALONE - 1:
                 d.entries[n.name] = n  # Who looks without the lock found it there a moment ago.
             return
 
@@ -149,9 +168,8 @@ def _forget_entries(d: DirNode) -> None:
 def _all_alone(entries: dict[bytes, Node | Code]) -> bool:
     """Whether nothing that is known of these entries would be lost with them."""
     for child in entries.values():
-        # The entry, the name here, the argument.
         if isinstance(child, Node) and (
-            not isinstance(child, DirNode) or child.entries is not None or sys.getrefcount(child) > 3
+            not isinstance(child, DirNode) or child.entries is not None or sys.getrefcount(child) > _CHILD_ALONE
         ):
             return False
     return True

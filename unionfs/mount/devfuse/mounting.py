@@ -191,6 +191,7 @@ class _DevfuseMount(ServedMount):
         if self._notifier is not None:
             self._notifier.end()
         self._files.close()
+        self._nodes.clear()
         self.served.set()
         self.tree.sync()
 
@@ -219,6 +220,7 @@ class _Notifier:
     """
 
     def __init__(self, tree: Tree, nodes: NodeTable, session: Session) -> None:
+        self._tree = tree
         self._nodes = nodes
         self._session = session
         self._queue: queue.SimpleQueue[tuple[Node, bytes | None] | None] = queue.SimpleQueue()
@@ -234,6 +236,7 @@ class _Notifier:
     def end(self) -> None:
         """No more is told from now on: the connection is about to be closed, and its number to be another file's."""
         self._ended = True
+        self._tree.unsubscribe(self._changed)
         self._queue.put(None)
         self._thread.join(1.0)  # One that waits in the kernel goes on when the connection is closed, and then ends.
 

@@ -12,6 +12,7 @@ import errno
 import os
 import threading
 from bisect import bisect_left
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from unionfs.mount.devfuse.listing import Listing, offset_of
@@ -99,24 +100,38 @@ class NodeTable:
         number = self._numbers.get(id(n), id(n))
         return number if number in self.nodes else ROOT_ID if n is self._root else None
 
-    def forget(self, number: int, count: int) -> bool:
-        """The kernel takes ``count`` answers back; whether it has forgotten the node."""
+    def forget(self, number: int, count: int, gone: Callable[[int], None]) -> None:
+        """The kernel takes ``count`` answers back; if it has forgotten the node, ``gone(number)`` is called before the
+        number can be another's."""
         with self._lock:
             if number & _SHELVED:
                 n = self._unshelve(number, count)
                 if n is None:
-                    return False
+                    return
             else:
                 if number == ROOT_ID or number not in self.nodes:
-                    return False
+                    return
                 more = self._more.pop(number, 0) - count
                 if more >= 0:
                     if more:
                         self._more[number] = more
-                    return False
+                    return
                 n = self.nodes.pop(number)
+        gone(number)
         forget(self._tree, n)
-        return True
+
+    def clear(self) -> None:
+        """The kernel is gone, and remembers nothing."""
+        for number in list(self.nodes):
+            if number != ROOT_ID:
+                n = self.nodes.pop(number)
+                forget(self._tree, n)
+                del n
+        with self._lock:
+            self._more.clear()
+            self._numbers.clear()
+            self._shelves.clear()
+            self._shelf_of.clear()
 
     # Shelves
 

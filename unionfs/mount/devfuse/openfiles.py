@@ -128,11 +128,11 @@ class OpenFiles:
     def _may_pass(self, handle: Handle, flags: int, uid: int) -> bool:
         n = handle.node
         tree = self._tree
-        if handle.file.fileno() is None:
-            return False
         if tree.upper is None:
-            return tree.attributes(n)[0].st_size >= _LARGE
-        return uid == 0 and flags & os.O_ACCMODE != os.O_RDONLY and n.home.layer is tree.upper
+            fits = tree.attributes(n)[0].st_size >= _LARGE
+        else:
+            fits = uid == 0 and flags & os.O_ACCMODE != os.O_RDONLY and n.home.layer is tree.upper
+        return fits and handle.file.fileno() is not None
 
     def _register(self, handle: Handle) -> int:
         fd = handle.file.fileno()

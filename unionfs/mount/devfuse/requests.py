@@ -28,6 +28,7 @@ from unionfs.union.serving import (
 )
 
 if TYPE_CHECKING:
+    from unionfs.union.handle import Handle
     from unionfs.union.node import DirNode, Node
     from unionfs.union.tree import Tree
 
@@ -137,7 +138,7 @@ class Requests:
             seen = glance(self._tree, d, name)  # type: ignore[arg-type]
             if seen is not None:
                 return self._answer(out, number, seen[1], seen[0], 1)
-            self._table.forget(number, 1)
+            self._table.forget(number, 1, self._gone)
         found = look_up(self._tree, d, name)
         if found is None:
             if not self._keep_missing:
@@ -164,9 +165,11 @@ class Requests:
             self._forgotten(*wire.FORGET_ONE.unpack_from(body, wire.FORGET_COUNT.size + i * wire.FORGET_ONE.size))
 
     def _forgotten(self, number: int, count: int) -> None:
-        if self._table.forget(number, count):
-            self._plain.discard(number)
-            self._files.forgotten(number)
+        self._table.forget(number, count, self._gone)
+
+    def _gone(self, number: int) -> None:
+        self._plain.discard(number)
+        self._files.forgotten(number)
 
     def _created(self, out: memoryview, n: Node) -> int:
         st, nlink = self._tree.attributes(n)
@@ -258,19 +261,27 @@ class Requests:
             if flags & os.O_EXCL:
                 raise
             n = self._tree.lookup(d, name)  # type: ignore[assignment]
-            handle = self._tree.open(n, access | flags & os.O_TRUNC)
-        else:
-            if self._sole:
-                self._plain.add(id(n))
-        length = self._created(out, n)
-        return length + self._files.add(out[length:], id(n), handle, flags, h[4])
+            return self._opened(out, n, self._tree.open(n, access | flags & os.O_TRUNC), flags, h[4])
+        if self._sole:
+            self._plain.add(id(n))
+        return self._opened(out, n, handle, flags, h[4])
+
+    def _opened(self, out: memoryview, n: Node, handle: Handle, flags: int, uid: int) -> int:
+        """The answer to CREATE and TMPFILE: an entry and an open file."""
+        try:
+            st, nlink = self._tree.attributes(n)
+            number = self._table.remember(n)
+        except BaseException:
+            handle.close()
+            raise
+        length = self._answer(out, number, st, n.ino, nlink)
+        return length + self._files.add(out[length:], number, handle, flags, uid)
 
     def tmpfile(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         flags, mode, umask, _ = wire.CREATE_IN.unpack_from(body)
         d = self._directory(h[3])
         n, handle = self._tree.tmpfile(d, self._mode(d, mode, umask), self._files.access(flags), h[4], h[5])
-        length = self._created(out, n)
-        return length + self._files.add(out[length:], id(n), handle, flags, h[4])
+        return self._opened(out, n, handle, flags, h[4])
 
     # Metadata
 
