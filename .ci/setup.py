@@ -61,7 +61,7 @@ def _need(probe: str, packages: str, why: str, targets: str, essential: str = ""
 
 
 NEEDS = (
-    _need("lib:fuse", "libfuse2|libfuse2t64", "FUSE mounts, through fusepy", "demo test bench", essential="demo"),
+    _need("lib:fuse", "libfuse2|libfuse2t64", "FUSE mounts, through fusepy", "test bench"),
     # Not the package `fuse`: fuse3 replaces it, has a `fusermount` too, and the peers of the benchmark depend on it.
     _need("fusermount", "fuse3|fuse", "FUSE mounts by users who are not root", "demo test bench"),
     _need("newuidmap", "uidmap", "more than one uid in a user namespace", "demo test"),
@@ -69,7 +69,7 @@ NEEDS = (
     _need("git", "git", "a real program on the mount", "test bench"),
     _need("sqlite3", "sqlite3", "a real program on the mount", "test"),
     _need("rsync", "rsync", "a real program on the mount", "test"),
-    _need("gcc", "gcc", "a real program on the mount", "test"),
+    _need("gcc", "gcc", "a real program on the mount", "test bench"),
     _need("/usr/include/stdio.h", "libc6-dev", "headers for gcc", "test"),
     _need("tar", "tar", "a real program on the mount", "test bench"),
     _need("setfattr", "attr", "xattrs as others write them", "test bench"),

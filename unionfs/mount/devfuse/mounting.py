@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from unionfs._sys import fusedev
 from unionfs.errors import MountError
+from unionfs.layer.owners import overflow_ids
 from unionfs.mount import mountinfo
 from unionfs.mount.devfuse import wire
 from unionfs.mount.devfuse.nodes import NodeTable
@@ -61,6 +62,11 @@ class DevfuseEngine(Engine):
         if (lacking := self.lacking()) is not None:
             raise MountError(errno.ENODEV, lacking, mountpoint)
         return _DevfuseMount(fs.tree, mountpoint, options)
+
+
+def _is_privileged() -> bool:
+    """Whether this is root, and not of a user namespace: registering a file to be passed through takes that."""
+    return os.geteuid() == 0 and not overflow_ids("/proc/self/uid_map")
 
 
 def _connect(mountpoint: str, options: MountOptions) -> int:
@@ -155,7 +161,7 @@ class _DevfuseMount(ServedMount):
         if self._options.default_permissions:
             wanted |= wire.POSIX_ACL
         depth = 0
-        passes = self._options.passthrough and os.geteuid() == 0 and not self._in_memory()
+        passes = self._options.passthrough and _is_privileged() and not self._in_memory()
         if passes and offered & wire.PASSTHROUGH:
             wanted |= wire.PASSTHROUGH
             depth = 1
