@@ -70,7 +70,7 @@ NEEDS = (
     _need("sqlite3", "sqlite3", "a real program on the mount", "test"),
     _need("rsync", "rsync", "a real program on the mount", "test"),
     _need("gcc", "gcc", "a real program on the mount", "test bench"),
-    _need("/usr/include/stdio.h", "libc6-dev", "headers for gcc", "test"),
+    _need("/usr/include/stdio.h", "libc6-dev", "headers for gcc", "test bench"),
     _need("tar", "tar", "a real program on the mount", "test bench"),
     _need("setfattr", "attr", "xattrs as others write them", "test bench"),
     _need("setfacl", "acl", "ACLs as others write them", "test"),

@@ -19,8 +19,9 @@ import pytest
 
 import unionfs.mount
 from tests.arena import Setting, run_seed
+from tests.kernellog import quiet_kernel
 from tests.support import REPO
-from tests.test_union_kernel import Turns, is_foreign, quiet_kernel
+from tests.test_union_kernel import Turns, is_foreign
 from unionfs import MemoryLayer
 from unionfs.errors import MountError, UnionError
 from unionfs.mount import Mount, MountOptions, mountinfo
