@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import queue
+import re
 import sys
 import threading
 from typing import TYPE_CHECKING, ClassVar
@@ -52,6 +53,9 @@ class DevfuseEngine(Engine):
     def lacking(self) -> str | None:
         if not sys.platform.startswith("linux"):
             return "/dev/fuse is Linux's alone"
+        release = os.uname().release
+        if [int(part) for part in re.findall(r"\d+", release)[:2]] < [6, 1]:
+            return f"this kernel, {release}, is older than Linux 6.1: use --engine fusepy"
         if (lacking := device_lacking()) is not None:
             return lacking
         if os.geteuid() != 0 and fusedev.helper() is None:

@@ -77,6 +77,7 @@ class Session:
         self._unwatched = threading.Event()
         self._resting = False
         self._patience = _PATIENCE if len(os.sched_getaffinity(0)) > 1 else 1
+        self._watcher = threading.Thread(target=self._watch, name=f"{label} (watch)", daemon=True)
         self.idents: set[int] = set()
         """The threads that answer requests."""
 
@@ -101,12 +102,15 @@ class Session:
         """Begin to answer."""
         os.set_blocking(self._fd, False)
         self._add_worker()
-        threading.Thread(target=self._watch, name=f"{self._label} (watch)", daemon=True).start()
+        self._watcher.start()
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until all threads have ended and ``on_end`` is done; whether they have."""
         with self._change:
-            return self._change.wait_for(lambda: self._finished, timeout)
+            finished = self._change.wait_for(lambda: self._finished, timeout)
+        if finished:
+            self._watcher.join()  # It looks every moment.
+        return finished
 
     def _add_worker(self) -> None:
         """A thread more, which leads. The lock is held, or there is none yet."""
