@@ -274,7 +274,11 @@ class AsUser:
 
     def _script(self, command: Sequence[str], fuse: bool) -> str:
         """What sh does in the new namespaces. It stays process 1, since that one is deaf to signals."""
-        lines = [*_open_up(Path(sys.base_prefix), Path(sys.prefix), REPO, self.scratch)]
+        # Other tests' mounts are no affair of ours; in a user namespace, whose mounts are locked to each other
+        # (mount_namespaces(7)), they would outlive their unmounting outside.
+        others = f"case $point in {shlex.quote(str(scratch_base()))}/*) umount --lazy $point || :;; esac"
+        lines = [f"while read -r _ _ _ _ point _; do {others}; done </proc/self/mountinfo 2>/dev/null"]
+        lines += _open_up(Path(sys.base_prefix), Path(sys.prefix), REPO, self.scratch)
         if fuse:
             lines += ["mount -t tmpfs -o mode=755 tmpfs /mnt", "mknod -m 666 /mnt/fuse c 10 229"]
             lines += ["mount --bind /mnt/fuse /dev/fuse", "umount --lazy /mnt"]
