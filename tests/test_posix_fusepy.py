@@ -33,6 +33,9 @@ WRITING = sorted(set(WRITERS) - {"fallocate"})
 
 
 class TestFusepy(PosixSuite):
+    # libfuse 2 hides the name of a file whose RELEASE is still on the way, and it counts till that comes.
+    link_counts_lag = 2.0
+
     @pytest.fixture(scope="class")
     @classmethod
     def base(cls) -> Iterator[Path]:

@@ -153,6 +153,9 @@ class Stack:
 class PosixBase(ABC):
     """The fixtures. ``mount`` is the factory; ``base`` may choose where the layers live."""
 
+    link_counts_lag = 0.0
+    """Seconds for which the link count of a file that was just closed may count a name that is gone."""
+
     @abstractmethod
     def mount(self, fs: UnionFS, mountpoint: Path) -> AbstractContextManager[object]:
         """Mount ``fs`` at ``mountpoint``, an empty directory; unmount at the end of the block."""
