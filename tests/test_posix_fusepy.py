@@ -7,18 +7,16 @@ instead.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import unionfs.mount
-from tests import support
+from tests.posix import PosixOnScratch
 from unionfs._sys.data import fallocate
 from unionfs._sys.rename import RENAME_EXCHANGE, RENAME_NOREPLACE
 from unionfs.mount import Mount
 from unionfs.testing.engine_base import as_root
-from unionfs.testing.engine_posix import PosixSuite
 from unionfs.testing.engine_posix_attributes import ACCESS, DEFAULT, acl, minimal, with_user
 from unionfs.testing.engine_posix_base import OWNER, STRANGER, mode_of, opened, opening, outcome
 from unionfs.testing.engine_posix_modes import WRITERS
@@ -32,16 +30,9 @@ RW = os.O_RDWR
 WRITING = sorted(set(WRITERS) - {"fallocate"})
 
 
-class TestFusepy(PosixSuite):
+class TestFusepy(PosixOnScratch):
     # libfuse 2 hides the name of a file whose RELEASE is still on the way, and it counts till that comes.
     link_counts_lag = 2.0
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def base(cls) -> Iterator[Path]:
-        directory = support.make_scratch()
-        yield directory
-        support.remove_scratch(directory)
 
     def mount(self, fs: UnionFS, mountpoint: Path) -> Mount:
         return unionfs.mount.mount(fs, mountpoint, engine="fusepy")

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from tests import support
+from tests.posix import PosixOnScratch
 from tests.test_mount_kernel import mounted
-from unionfs.testing.engine_posix import PosixSuite
 from unionfs.union.fs import UnionFS
 
 pytestmark = pytest.mark.overlay
 
 
-class TestKernel(PosixSuite):
+class TestKernel(PosixOnScratch):
     copy_up_keeps_mtime = False
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def base(cls) -> Iterator[Path]:
-        directory = support.make_scratch()
-        yield directory
-        support.remove_scratch(directory)
 
     def mount(self, fs: UnionFS, mountpoint: Path) -> AbstractContextManager[object]:
         return mounted(fs, mountpoint)

@@ -11,21 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from tests import support
-from unionfs.testing.engine_posix import PosixSuite
+from tests.posix import PosixOnScratch
 from unionfs.testing.engine_posix_base import PROGRAM, Stack, furnish, opening, outcome
 from unionfs.union.fs import UnionFS
 
 
-class Oracle(PosixSuite):
+class Oracle(PosixOnScratch):
     """No union of ours is in it."""
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def base(cls) -> Iterator[Path]:
-        directory = support.make_scratch()
-        yield directory
-        support.remove_scratch(directory)
 
     def mount(self, fs: UnionFS, mountpoint: Path) -> contextlib.AbstractContextManager[object]:
         raise NotImplementedError

@@ -29,9 +29,10 @@ SMALL = 1 << 18
 _DAY = 86_400_000_000_000  # nanoseconds
 
 
-def _references() -> tuple[int, int]:
-    """What ``sys.getrefcount`` tells in ``_forget_file`` of a node that only its directory and its callers hold, and in
-    ``_all_alone`` of one that only its directory holds. Pythons differ: since 3.14 not every name counts."""
+def _references() -> tuple[int, int, int]:
+    """What ``sys.getrefcount`` tells in ``_forget_file`` of a node that only its directory and its callers hold, in
+    ``_all_alone`` of one that only its directory holds, and in ``_forget_entries`` of what nobody else holds. Pythons
+    differ: since 3.14 not every name counts."""
 
     def caller() -> int:
         n = object()
@@ -45,11 +46,12 @@ def _references() -> tuple[int, int]:
         return sys.getrefcount(n)
 
     for child in {b"": object()}.values():
-        return caller(), sys.getrefcount(child)
+        entries = {b"": None}
+        return caller(), sys.getrefcount(child), sys.getrefcount(entries)
     raise AssertionError
 
 
-_ALONE, _CHILD_ALONE = _references()
+_ALONE, _CHILD_ALONE, _UNSHARED = _references()
 
 
 def look_up(tree: Tree, d: Node, name: bytes) -> tuple[Node, os.stat_result, int] | None:
@@ -160,8 +162,8 @@ def _forget_entries(d: DirNode) -> None:
     if not _all_alone(entries):
         return
     d.entries = None
-    # The name here, the argument. Who looks without the lock may be at it, or have found something a moment ago.
-    if sys.getrefcount(entries) > 2 or not _all_alone(entries):
+    # Who looks without the lock may be at it, or have found something a moment ago.
+    if sys.getrefcount(entries) > _UNSHARED or not _all_alone(entries):
         d.entries = entries
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from unionfs._sys import fusedev
 from unionfs.errors import MountError
+from unionfs.layer.directory import DirectoryLayer
 from unionfs.layer.owners import overflow_ids
 from unionfs.mount import mountinfo
 from unionfs.mount.devfuse import wire
@@ -22,6 +23,7 @@ from unionfs.mount.devfuse.requests import Requests, Trust
 from unionfs.mount.devfuse.session import Handler, Session
 from unionfs.mount.engine import FSTYPE, SUBTYPE, Engine, Mount, MountOptions
 from unionfs.mount.served import ServedMount, device_lacking
+from unionfs.mount.unmounting import unmount
 
 if TYPE_CHECKING:
     from unionfs.union.fs import UnionFS
@@ -143,8 +145,6 @@ class _DevfuseMount(ServedMount):
             self._notifier = _Notifier(tree, self._nodes, self._session)
 
     def _take_away(self) -> None:
-        from unionfs.mount.unmounting import unmount
-
         try:
             unmount(self.mountpoint, lazy=True)
         except MountError as error:
@@ -187,7 +187,7 @@ class _DevfuseMount(ServedMount):
 
     def _in_memory(self) -> bool:
         upper = self.tree.upper
-        return upper is not None and not hasattr(upper, "fd")
+        return upper is not None and not isinstance(upper, DirectoryLayer)
 
     def _read_ahead(self) -> None:
         """Ask for more at a time than the usual 128 KiB; the kernel takes the least of all that have a say."""

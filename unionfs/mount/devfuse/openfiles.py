@@ -19,6 +19,7 @@ from unionfs._sys.fusedev import backing_close, backing_open
 from unionfs.mount.devfuse import wire
 from unionfs.mount.devfuse.session import LATER, Header
 from unionfs.union.node import Node
+from unionfs.union.reader import fail
 from unionfs.union.serving import access_due, is_quick, kill_privileges
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class OpenFiles:
         try:
             return self._handles[fh][0]
         except KeyError:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+            raise fail(errno.EBADF) from None
 
     def read(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         fh, offset, size, *_ = wire.RW_IN.unpack_from(body)
@@ -251,7 +252,7 @@ class OpenFiles:
         source, target = self._handle(fh_in), self._handle(fh_out)
         here, there = source.file.fileno(), target.file.fileno()
         if here is None or there is None:
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))  # The kernel copies by reading and writing.
+            raise fail(errno.EOPNOTSUPP)  # The kernel copies by reading and writing.
         if h[4] != 0:
             kill_privileges(self._tree, target.node)  # As for a write, but no flag tells.
         try:

@@ -16,6 +16,7 @@ from unionfs.mount.devfuse.listing import DOT, DOT_DOT, Listings
 from unionfs.mount.devfuse.nodes import NodeTable
 from unionfs.mount.devfuse.openfiles import OpenFiles
 from unionfs.mount.devfuse.session import LATER, Handler, Header
+from unionfs.union.reader import fail
 from unionfs.union.serving import (
     attributes_shown,
     birth_ns,
@@ -32,18 +33,12 @@ if TYPE_CHECKING:
     from unionfs.union.node import DirNode, Node
     from unionfs.union.tree import Tree
 
-_HEAD = wire.HEADER.size
 _PLUS = wire.DIRENTPLUS.size
 _PLAIN = wire.DIRENT.size
 _PADDING = bytes(8)
 _CAPABILITY = b"security.capability"
 _BASIC_STATS, _BTIME = 0x7FF, 0x800  # statx(2)
 _NUMBERLESS = 0xFFFFFFFF  # What libfuse gives an entry whose number is not known.
-
-
-def fail(code: int) -> OSError:
-    """The ``OSError`` of this errno."""
-    return OSError(code, os.strerror(code))
 
 
 @attrs.frozen(kw_only=True)

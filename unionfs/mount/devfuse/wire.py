@@ -11,18 +11,6 @@ import os
 from struct import Struct
 from typing import Final
 
-MAJOR: Final = 7
-MINOR: Final = 45
-MINOR_MIN: Final = 36
-"""Of Linux 6.1; older kernels lay out some structures in another way."""
-
-ROOT_ID: Final = 1
-FH_NONE: Final = 0
-MAX_WRITE: Final = 1 << 20
-PAGE: Final = os.sysconf("SC_PAGE_SIZE")
-IN_BUFFER: Final = MAX_WRITE + PAGE
-"""Bytes that any request fits in: header and structure of a WRITE, and its data."""
-
 # Opcodes
 LOOKUP, FORGET, GETATTR, SETATTR, READLINK, SYMLINK = 1, 2, 3, 4, 5, 6
 MKNOD, MKDIR, UNLINK, RMDIR, RENAME, LINK, OPEN, READ, WRITE = 8, 9, 10, 11, 12, 13, 14, 15, 16
@@ -33,11 +21,19 @@ INTERRUPT, BMAP, DESTROY, IOCTL, POLL, NOTIFY_REPLY, BATCH_FORGET = 36, 37, 38, 
 FALLOCATE, READDIRPLUS, RENAME2, LSEEK, COPY_FILE_RANGE = 43, 44, 45, 46, 47
 SYNCFS, TMPFILE, STATX = 50, 51, 52
 
-OPCODES: Final = {
-    number: name for name, number in list(globals().items()) if name.isupper() and isinstance(number, int)
-    and name not in {"MAJOR", "MINOR", "MINOR_MIN", "ROOT_ID", "FH_NONE", "MAX_WRITE", "PAGE", "IN_BUFFER"}
-}  # fmt: skip
+OPCODES: Final = {number: name for name, number in globals().items() if isinstance(number, int)}
 """Names of opcodes, for log lines."""
+
+MAJOR: Final = 7
+MINOR: Final = 45
+MINOR_MIN: Final = 36
+"""Of Linux 6.1; older kernels lay out some structures in another way."""
+
+ROOT_ID: Final = 1
+MAX_WRITE: Final = 1 << 20
+PAGE: Final = os.sysconf("SC_PAGE_SIZE")
+IN_BUFFER: Final = MAX_WRITE + PAGE
+"""Bytes that any request fits in: header and structure of a WRITE, and its data."""
 
 # INIT flags; above bit 31 they stand in flags2 (FUSE_INIT_EXT).
 ASYNC_READ = 1 << 0
@@ -56,7 +52,6 @@ NO_OPENDIR_SUPPORT = 1 << 24
 HANDLE_KILLPRIV_V2 = 1 << 28
 SETXATTR_EXT = 1 << 29
 INIT_EXT = 1 << 30
-DIRECT_IO_ALLOW_MMAP = 1 << 36
 PASSTHROUGH = 1 << 37
 
 # SETATTR: what is valid
