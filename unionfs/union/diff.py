@@ -1,7 +1,8 @@
-"""What changed: between the layers below and the union as it is.
+"""What changed: between two trees, and so between the layers below and the union as it is.
 
-Only what the upper holds is looked at, so the cost goes with the change and not with the tree. What is reported is the
-difference, not the traces of work: an upper file that equals the lower's is no change.
+Two trees that stand on the same layers differ only in what the layers above these hold: nothing else is looked at, so
+the cost goes with the change and not with the tree. What is reported is the difference, not the traces of work: a file
+in a layer that equals the lower's is no change.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import attrs
 
-from unionfs.layer.protocol import DT_LNK, DT_REG, LayerDir
+from unionfs.layer.directory import DirectoryLayer
+from unionfs.layer.protocol import DT_LNK, DT_REG, Layer, LayerDir
 from unionfs.union.node import DirNode, FileNode, Node
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ _LETTERS = {"added": "A", "changed": "C", "deleted": "D"}
 
 @attrs.frozen(slots=True)
 class Change:
-    """One path that differs from the layers below."""
+    """One path that differs from the layers below, or from the tree that is compared with."""
 
     path: str
     """The path in the union, ``os.fsdecode``d."""
@@ -38,9 +41,9 @@ class Change:
     """Of a changed path: ``data`` (bytes, link target or device number), ``mode``, ``owner``, ``times`` (modification),
     ``xattrs`` (ACLs and capabilities among them), ``type``."""
     renamed_from: str | None = None
-    """Of an added directory: the path in the layers below that it was renamed from, if it was."""
+    """Of an added directory: the path in the old tree that it was renamed from, if it was."""
     before: os.stat_result | None = attrs.field(default=None, eq=False, repr=False)
-    """Metadata in the layers below; ``None`` for an added path."""
+    """Metadata in the old tree; ``None`` for an added path."""
     after: os.stat_result | None = attrs.field(default=None, eq=False, repr=False)
     """Metadata now; ``None`` for a deleted path."""
 
@@ -54,26 +57,28 @@ class Change:
 
 
 def diff(tree: TreeReader, path: str = "/") -> Iterator[Change]:
-    """The changes at and below ``path``, by path, a directory before what is in it.
+    """What the upper changes at and below ``path``: ``compare`` with the layers below it. Nothing without an upper."""
+    if tree.upper is not None:
+        yield from compare(tree, tree.below(), path)
+
+
+def compare(new: TreeReader, old: TreeReader, path: str = "/") -> Iterator[Change]:
+    """What turns ``old`` into ``new`` at and below ``path``, by path, a directory before what is in it.
 
     A deleted directory is one change; of an added one, all that is in it is added too. The modification time of a
     directory counts only where none of its entries came or went; that of the root never does, for it is that of the
-    upper directory, which was made at its own time. ``ENOENT`` if ``path`` is neither here nor below.
+    topmost layer's directory, which was made at its own time. ``ENOENT`` if ``path`` is in neither tree.
+
+    Layers are the same when they are one object or one directory of the host. Where two directories merge the same
+    layer directories at the bottom of the same layers, only the names that others above these hold are looked at.
     """
-    if tree.upper is None:
-        return
-    below = tree.below()
-    comparison = _Comparison(tree, below)
+    comparison = _Comparison(new, old)
     start = os.fsencode(path)
-    new, old = _find(tree, start), _find(below, start)
-    if new is None and old is None:
+    here, there = _find(new, start), _find(old, start)
+    if here is None and there is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     at = b"" if not start.strip(b"/") else b"/" + start.strip(b"/")
-    sparse = at == b""
-    if isinstance(new, DirNode) and isinstance(old, DirNode):
-        yield from _flat(comparison.directory(at, old, new, sparse))
-    else:
-        yield from _flat(comparison.entry(at, old, new, sparse))
+    yield from _flat(comparison.entry(at, there, here))
 
 
 def docker_lines(changes: Iterable[Change]) -> Iterator[str]:
@@ -118,15 +123,21 @@ class _Comparison:
     def __init__(self, new: TreeReader, old: TreeReader) -> None:
         self.new = new
         self.old = old
+        self.places = _Places()
+        layers = zip(reversed(new.resolver.layers), reversed(old.resolver.layers), strict=False)
+        keys = ((self.places.layer(one), self.places.layer(other)) for one, other in layers)
+        self.common = {one for one, _ in takewhile(lambda pair: pair[0] == pair[1], keys)}
+        """The layers at the bottom of both trees: where redirects and metacopies lead depends on all layers below."""
         self.linked: dict[DirNode, set[bytes]] = {}
-        """Names that changed though the upper does not have them: of a hard link that it has under another name."""
-        self._find_linked()
+        """Names that may differ though no layer says so: of a hard link that an upper has under another name."""
+        for tree in (new, old):
+            if tree.upper is not None:
+                self._find_linked(tree)
 
-    def _find_linked(self) -> None:
-        links = self.new.links
-        with self.new.lock:
-            kept = links.in_index()
-            links.know(kept)
+    def _find_linked(self, tree: TreeReader) -> None:
+        with tree.lock:
+            kept = tree.links.in_index()
+            tree.links.know(kept)
         for n in kept:
             for (d, name), in_upper in (n.names or {}).items():
                 if not in_upper:
@@ -136,20 +147,17 @@ class _Comparison:
                         self.linked.setdefault(at.parent, set()).add(at.name)
                         at = at.parent
 
-    def directory(self, path: bytes, old: DirNode, new: DirNode, sparse: bool) -> Steps:
-        """The directory itself, then its entries. ``sparse``: its lower part is ``old``, so only the upper's can
-        differ."""
-        place = self.new.sources(new)[0]
-        names: Iterable[bytes]
-        in_upper = place.layer is self.new.upper
-        linked = self.linked.get(new, set())
-        if sparse and not in_upper and not linked:
+    def directory(self, path: bytes, old: DirNode, new: DirNode) -> Steps:
+        """The directory itself, then its entries."""
+        here, there = self.new.sources(new), self.old.sources(old)
+        tail = self.tail(here, there)
+        above = here[: len(here) - tail] + there[: len(there) - tail]
+        linked = self.linked.get(new, set()) | self.linked.get(old, set())
+        if not above and not linked:
             return
-        if sparse and path and in_upper:
-            marks = place.layer.marks(place, b".")
-            sparse = not marks.opaque and marks.redirect is None
-        if sparse:
-            names = linked | (place.layer.scan(place).keys() if in_upper else set())
+        names: Iterable[bytes]
+        if tail:
+            names = linked.union(*(place.layer.scan(place) for place in above))
         else:
             names = {**self.old.entries(old), **self.new.entries(new)}
         pairs = [(name, _get(self.old, old, name), _get(self.new, new, name)) for name in sorted(names)]
@@ -159,9 +167,18 @@ class _Comparison:
         if what:
             yield self.changed(path or b"/", old, new, what)
         for name, before, after in pairs:
-            yield self.entry(path + b"/" + name, before, after, sparse)
+            yield self.entry(path + b"/" + name, before, after)
 
-    def entry(self, path: bytes, old: Node | None, new: Node | None, sparse: bool) -> Steps:
+    def tail(self, here: Sequence[LayerDir], there: Sequence[LayerDir]) -> int:
+        """How many layer directories at the end are the same, and what is below them too."""
+        count = 0
+        for one, other in zip(reversed(here), reversed(there), strict=False):
+            if self.places.layer(one.layer) not in self.common or self.places.dir(one) != self.places.dir(other):
+                break
+            count += 1
+        return count
+
+    def entry(self, path: bytes, old: Node | None, new: Node | None) -> Steps:
         """One name, in either tree or both."""
         if new is None:
             if old is not None:
@@ -169,7 +186,7 @@ class _Comparison:
         elif old is None:
             yield self.added(path, new)
         elif isinstance(new, DirNode) and isinstance(old, DirNode):
-            yield self.directory(path, old, new, sparse)
+            yield self.directory(path, old, new)
         elif old.kind != new.kind:
             yield self.changed(path, old, new, {"type"})
             if isinstance(new, DirNode):
@@ -177,7 +194,7 @@ class _Comparison:
         else:
             assert isinstance(old, FileNode)
             assert isinstance(new, FileNode)
-            if _same_place((old.home, old.lname), (new.home, new.lname)):
+            if self.same_home(old, new) and self.places.layer(new.home.layer) in self.common:
                 return
             what = self.metadata(old, new)
             if not self.same_data(old, new):
@@ -190,11 +207,7 @@ class _Comparison:
         return Change(os.fsdecode(path), "changed", frozenset(what), before=before, after=after)
 
     def added(self, path: bytes, new: Node) -> Steps:
-        origin = None
-        if isinstance(new, DirNode):
-            place = self.new.sources(new)[0]
-            redirect = place.layer.marks(place, b".").redirect if place.layer is self.new.upper else None
-            origin = None if redirect is None else os.fsdecode(self.new.lower_path(new))
+        origin = self.origin(path, new) if isinstance(new, DirNode) else None
         yield Change(os.fsdecode(path), "added", renamed_from=origin, after=self.new.stat(new))
         if isinstance(new, DirNode):
             yield self.content(path, new)
@@ -206,20 +219,49 @@ class _Comparison:
             if child is not None:
                 yield self.added(path + b"/" + name, child)
 
+    def origin(self, path: bytes, new: DirNode) -> str | None:
+        """Where the old tree has the directory that redirects lead to from ``new``; ``None`` if it has not."""
+        sources = self.new.sources(new)
+        above = self.above(sources)
+        if len(above) == len(sources) or all(place.layer.marks(place, b".").redirect is None for place in above):
+            return None
+        nearest: dict[Layer, LayerDir] = {}
+        at: DirNode | None = new
+        while at is not None:
+            for place in self.above(self.new.sources(at)):
+                nearest.setdefault(place.layer, place)
+            at = at.parent
+        for layer in self.new.resolver.layers:
+            if layer in nearest:
+                path = _path_below(nearest[layer]) + path[len(nearest[layer].path) :]
+        found = _find(self.old, path)
+        wanted = self.places.dir(sources[len(above)])
+        if isinstance(found, DirNode) and any(self.places.dir(place) == wanted for place in self.old.sources(found)):
+            return os.fsdecode(path)
+        return None
+
+    def above(self, sources: Sequence[LayerDir]) -> list[LayerDir]:
+        """Those in layers that only one tree has."""
+        return list(takewhile(lambda place: self.places.layer(place.layer) not in self.common, sources))
+
     def metadata(self, old: Node, new: Node) -> set[What]:
-        before, after = self.old.stat(old), self.new.stat(new)
         what: set[What] = set()
+        if self.same_home(old, new):
+            return what
+        before, after = self.old.stat(old), self.new.stat(new)
         if stat.S_IMODE(before.st_mode) != stat.S_IMODE(after.st_mode):
             what.add("mode")
         if (before.st_uid, before.st_gid) != (after.st_uid, after.st_gid):
             what.add("owner")
         if before.st_mtime_ns != after.st_mtime_ns:
             what.add("times")
-        if self.old.home_of(old)[0] is not self.new.home_of(new)[0] and _xattrs(self.old, old) != _xattrs(
-            self.new, new
-        ):
+        if _xattrs(self.old, old) != _xattrs(self.new, new):
             what.add("xattrs")
         return what
+
+    def same_home(self, old: Node, new: Node) -> bool:
+        """Whether their metadata are in one place."""
+        return self.places.same(self.old.home_of(old), self.new.home_of(new))
 
     def same_data(self, old: FileNode, new: FileNode) -> bool:
         if new.kind == DT_LNK:
@@ -231,7 +273,7 @@ class _Comparison:
             return False
         here = self.old.data_of(old) or (old.home, old.lname)
         there = self.new.data_of(new) or (new.home, new.lname)
-        return _same_place(here, there) or self._same_bytes(old, new, after.st_size)
+        return self.places.same(here, there) or self._same_bytes(old, new, after.st_size)
 
     def _same_bytes(self, old: FileNode, new: FileNode, size: int) -> bool:
         a, b = self.old.open_data(old), self.new.open_data(new)
@@ -242,8 +284,56 @@ class _Comparison:
             b.close()
 
 
-def _same_place(a: tuple[LayerDir, bytes], b: tuple[LayerDir, bytes]) -> bool:
-    return a[0].layer is b[0].layer and a[1] == b[1] and (a[0] is b[0] or a[0].path == b[0].path)
+class _Places:
+    """Layers and directories of theirs as numbers that are equal where two trees have the same one."""
+
+    def __init__(self) -> None:
+        self._layers: dict[Layer, Hashable] = {}
+        self._dirs: dict[LayerDir, int] = {}
+        self._numbers: dict[Hashable, int] = {}
+
+    def layer(self, layer: Layer) -> Hashable:
+        """The same for one object, and for two that read one directory of the host."""
+        key = self._layers.get(layer)
+        if key is None:
+            key = id(layer)
+            if isinstance(layer, DirectoryLayer):
+                st = layer.stat(layer.root, b".")
+                key = (st.st_dev, st.st_ino)
+            self._layers[layer] = key
+        return key
+
+    def dir(self, d: LayerDir) -> int:
+        """The number of ``d``, from those of the directories above it: a tree may be deep."""
+        below: list[LayerDir] = []
+        at: LayerDir | None = d
+        while at is not None and at not in self._dirs:
+            below.append(at)
+            at = at.parent
+        for at in reversed(below):
+            key: Hashable
+            if at.parent is not None:
+                key = self._dirs[at.parent], at.name
+            else:
+                key = self.layer(at.layer) if at is at.layer.root else id(at)
+            self._dirs[at] = self._numbers.setdefault(key, len(self._numbers))
+        return self._dirs[d]
+
+    def same(self, one: tuple[LayerDir, bytes], other: tuple[LayerDir, bytes]) -> bool:
+        """Whether these names in directories are one place."""
+        return one == other or (one[1] == other[1] and self.dir(one[0]) == self.dir(other[0]))
+
+
+def _path_below(d: LayerDir) -> bytes:
+    """The path of ``d`` in the layers below its own."""
+    names: list[bytes] = []
+    while d.parent is not None:
+        redirect = d.layer.marks(d, b".").redirect
+        names.append(redirect or d.name)
+        if redirect is not None and redirect.startswith(b"/"):
+            return b"/".join(reversed(names))
+        d = d.parent
+    return b"".join(b"/" + name for name in reversed(names))
 
 
 def _get(tree: TreeReader, d: DirNode, name: bytes) -> Node | None:
@@ -259,4 +349,4 @@ def _xattrs(tree: TreeReader, n: Node) -> dict[bytes, bytes]:
     return {key: tree.getxattr(n, key) for key in tree.listxattr(n)}
 
 
-__all__ = ["Change", "diff", "docker_lines"]
+__all__ = ["Change", "compare", "diff", "docker_lines"]
