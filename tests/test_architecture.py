@@ -29,15 +29,16 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "layer": {"_sys", *SHARED},
     "union": {"layer", "_sys", *SHARED},
     "mount": {"union", "layer", "_sys", *SHARED},
-    "run": {"mount", "union", "layer", "_sys", *SHARED},
-    "build": {"run", "mount", "union", "layer", "_sys", *SHARED},
     "store": {"layer", "_sys", *SHARED},
+    "images": {"api", "store", "oci", *DOORS, *SHARED},
+    "run": {"mount", "union", "layer", "_sys", *SHARED},
+    "build": {"run", "images", "store", "oci", "mount", "union", "layer", "_sys", *SHARED},
     "oci": {"layer.whiteout", *SHARED},
     "testing": {"", *DOORS, *SHARED},
-    "integrations": {"", "store", "oci", "testing", *DOORS, *SHARED},
+    "integrations": {"", "images", "store", "oci", "testing", *DOORS, *SHARED},
     "api": {*DOORS, *SHARED},
-    "": {"api", "build", "run", "store", "oci", *DOORS, *SHARED},
-    "cli": {"", "build", "run", "store", "oci", *DOORS, *SHARED},
+    "": {"api", "build", "run", "images", "store", "oci", *DOORS, *SHARED},
+    "cli": {"", "build", "run", "images", "store", "oci", *DOORS, *SHARED},
 }
 
 ENGINES = {"fusepy", "devfuse", "kernel"}

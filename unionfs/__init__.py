@@ -7,10 +7,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from unionfs.errors import LayerError, MountError, UnionError, UpperBusyError
+from unionfs.errors import (
+    InUseError,
+    LayerError,
+    MountError,
+    NotFoundError,
+    StoreError,
+    UnionError,
+    UpperBusyError,
+)
 
 if TYPE_CHECKING:
     from unionfs.api import UnionFS
+    from unionfs.images.container import Container
+    from unionfs.images.image import Image
+    from unionfs.images.store import Store
     from unionfs.layer.directory import DirectoryLayer
     from unionfs.layer.memory import MemoryLayer
     from unionfs.types import LayerInfo
@@ -21,10 +32,13 @@ else:
     # Loaded when somebody asks: who only wants an error, or the command line's help, does not wait for the core.
     _HOMES = {
         "Change": "union.diff",
+        "Container": "images.container",
         "DirectoryLayer": "layer.directory",
         "HistoryEntry": "union.commit",
+        "Image": "images.image",
         "LayerInfo": "types",
         "MemoryLayer": "layer.memory",
+        "Store": "images.store",
         "UnionFS": "api",
         "UnionPath": "union.paths",
         "docker_lines": "union.diff",
@@ -45,12 +59,18 @@ else:
 
 __all__ = [
     "Change",
+    "Container",
     "DirectoryLayer",
     "HistoryEntry",
+    "Image",
+    "InUseError",
     "LayerError",
     "LayerInfo",
     "MemoryLayer",
     "MountError",
+    "NotFoundError",
+    "Store",
+    "StoreError",
     "UnionError",
     "UnionFS",
     "UnionPath",

@@ -1,0 +1,170 @@
+"""From a tree's difference to a layer, from a layer to an image: what commit, import and squash have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from collections.abc import Callable, Sequence
+
+import attrs
+
+from unionfs.images.layering import CHANGES, Layered
+from unionfs.oci.model import (
+    MEDIA_TYPE_CONFIG,
+    MEDIA_TYPE_LAYER,
+    Descriptor,
+    History,
+    ImageConfig,
+    Manifest,
+    chain_ids,
+)
+from unionfs.store.collect import size_on_disk
+from unionfs.store.durable import flush_tree, move, write_file
+from unionfs.store.keep import Keep
+from unionfs.store.places import new_id
+from unionfs.store.records import ImageRecord, LayerRecord
+
+Report = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is (0: not known)."""
+
+
+@attrs.frozen(kw_only=True)
+class Provenance:
+    """Where a layer comes from."""
+
+    created: str
+    author: str = ""
+    comment: str = ""
+    created_by: str = ""
+
+    def history(self) -> History:
+        """As an OCI history entry."""
+        return History(created=self.created, author=self.author, created_by=self.created_by, comment=self.comment)
+
+
+@attrs.frozen(kw_only=True)
+class NewLayer:
+    """A layer that is about to be an image's."""
+
+    parent: LayerRecord | None
+    layered: Layered
+    provenance: Provenance
+    epoch: int | None
+    staged: str | None = None
+    """The directory with ``diff`` in it that stands ready; ``None`` for a snapshot that becomes the layer."""
+    snapshot: LayerRecord | None = None
+    """The snapshot that becomes the layer, or that shows the same tree."""
+
+    def chain_id(self) -> str:
+        below = () if self.parent is None or self.parent.chain_id is None else (self.parent.chain_id,)
+        return chain_ids((*below, self.layered.diff_id))[-1]
+
+
+def manifest_of(config: bytes, layers: Sequence[LayerRecord], parent: ImageRecord | None) -> bytes:
+    """The manifest of an image with these layers, lowest first, uncompressed."""
+    annotations = {} if parent is None else {"org.opencontainers.image.base.digest": parent.manifest}
+    found = [Descriptor(MEDIA_TYPE_LAYER, layer.diff_id or "", layer.tar_size) for layer in layers]
+    return Manifest(Descriptor.to(config, MEDIA_TYPE_CONFIG), tuple(found), annotations=annotations).to_bytes()
+
+
+def publish(
+    keep: Keep,
+    config: ImageConfig,
+    top: LayerRecord | None,
+    new: NewLayer | None,
+    *,
+    name: str | None,
+    parent: ImageRecord | None,
+    container: str | None = None,
+    also: Callable[[str, LayerRecord | None], None] | None = None,
+) -> str:
+    """Make the image of ``config``, its layers flushed and named; its id.
+
+    ``top``: its topmost layer, or what ``new`` stands on. ``also`` is called in the same transaction, with the image's
+    id and the layer that ``new`` came to: one that is there already, if it has the same content on the same layers.
+    """
+    raw = config.to_bytes()
+    with keep.places.publishing():
+        layer = None if new is None else _ready(keep, new)
+        before = [] if top is None else keep.records.chain(top.id)[::-1]
+        layers = [*before, *([layer] if layer is not None else [])]
+        image = keep.blobs.put(raw)
+        manifest = keep.blobs.put(manifest_of(raw, layers, parent))
+        spare = None
+        with keep.database.transaction("image"):
+            if new is not None and layer is not None:
+                layer, spare = _record(keep, new, layer)
+            above = layer if layer is not None else top
+            keep.records.add_image(
+                ImageRecord(
+                    image,
+                    manifest,
+                    None if above is None else above.id,
+                    None if parent is None else parent.id,
+                    container,
+                    time.time(),
+                )
+            )
+            if name is not None:
+                keep.records.set_tag(name, image)
+            if also is not None:
+                also(image, layer)
+        if spare is not None:
+            keep.places.discard(keep.places.layer(spare))
+    return image
+
+
+def _ready(keep: Keep, new: NewLayer) -> LayerRecord:
+    """The layer's directory and its list of changes in their place, and on disk."""
+    if new.staged is not None:
+        key, at = new_id(), new.staged
+    else:
+        assert new.snapshot is not None
+        key, at = new.snapshot.id, keep.places.layer(new.snapshot.id)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(at, CHANGES))  # of a commit that was broken off
+    staged = os.path.join(keep.places.tmp, secrets.token_hex(8))
+    write_file(staged, new.layered.changes)
+    move(staged, os.path.join(at, CHANGES))
+    size = size_on_disk(os.path.join(at, "diff"))
+    if new.staged is not None:
+        flush_tree(at)
+        keep.places.publish(at, keep.places.layer(key))
+    said = new.provenance
+    return LayerRecord(
+        id=key,
+        parent=None if new.parent is None else new.parent.id,
+        depth=0 if new.parent is None else new.parent.depth + 1,
+        container=None if new.snapshot is None else new.snapshot.container,
+        diff_id=new.layered.diff_id,
+        chain_id=new.chain_id(),
+        tar_size=new.layered.size,
+        epoch=new.epoch,
+        size=size,
+        created=said.created,
+        author=said.author,
+        comment=said.comment,
+        created_by=said.created_by,
+    )
+
+
+def _record(keep: Keep, new: NewLayer, layer: LayerRecord) -> tuple[LayerRecord, str | None]:
+    """The layer's row, in a transaction: the layer that counts, and one whose directory is not needed."""
+    records = keep.records
+    assert layer.chain_id is not None
+    same = records.layer_by_chain(layer.chain_id)
+    adopted = new.staged is None
+    if same is not None and same.id != layer.id:
+        if new.snapshot is not None:
+            records.set_layer(new.snapshot.id, same_as=same.id)
+        return same, None if adopted else layer.id
+    if adopted:
+        columns = ("diff_id", "chain_id", "tar_size", "epoch", "size", "created", "author", "comment", "created_by")
+        records.set_layer(layer.id, **{column: getattr(layer, column) for column in columns})
+        return layer, None
+    records.add_layer(layer)
+    if new.snapshot is not None:
+        records.set_layer(new.snapshot.id, same_as=layer.id)
+    return layer, None

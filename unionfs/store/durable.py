@@ -1,0 +1,104 @@
+"""Files that are either there whole or not there: staged, flushed, renamed, the directory flushed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+
+from unionfs._sys.syncfs import syncfs
+from unionfs.store.steps import step
+
+_OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def make_directory(path: str, mode: int = 0o700) -> None:
+    """A new directory; not flushed. ``FileExistsError``."""
+    step(f"mkdir {os.path.basename(path)}")
+    os.mkdir(path, mode)
+
+
+def flush_directory(path: str) -> None:
+    """The names in a directory to disk (fsync(2))."""
+    step(f"fsync {os.path.basename(path)}")
+    fd = os.open(path, _OPEN_DIR)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def flush_tree(path: str) -> None:
+    """Everything below ``path`` to disk: its file system's all (syncfs(2)), since a layer is many files."""
+    step(f"syncfs {os.path.basename(path)}")
+    fd = os.open(path, _OPEN_DIR)
+    try:
+        syncfs(fd)
+    finally:
+        os.close(fd)
+
+
+def write_file(path: str, data: bytes, mode: int = 0o644) -> None:
+    """A new file with these bytes, flushed; its name is not. ``FileExistsError``."""
+    step(f"write {os.path.basename(path)}")
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with open(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        step(f"fsync {os.path.basename(path)}")
+        os.fsync(fd)
+
+
+def move(path: str, path2: str) -> None:
+    """Rename; then both directories are flushed."""
+    step(f"rename {os.path.basename(path)}")
+    os.rename(path, path2)
+    here, there = os.path.dirname(path), os.path.dirname(path2)
+    flush_directory(there)
+    if here != there:
+        flush_directory(here)
+
+
+def remove_tree(path: str) -> None:
+    """``path`` and all below it go, whatever its permissions and its depth; nothing happens if it is not there.
+
+    Directories in it are moved beside it on the way: ``path`` stands where leftovers are swept.
+    """
+    step(f"remove {os.path.basename(path)}")
+    beside = os.path.dirname(path)
+    todo = [path]
+    while todo:
+        at = todo.pop()
+        try:
+            entries = _listed(at)
+        except NotADirectoryError:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(at)
+            continue
+        except FileNotFoundError:
+            continue
+        for name in entries:
+            inner = os.path.join(at, name)
+            with contextlib.suppress(FileNotFoundError):
+                if stat.S_ISDIR(os.lstat(inner).st_mode):
+                    out = os.path.join(beside, secrets.token_hex(8))
+                    with contextlib.suppress(PermissionError):
+                        os.chmod(inner, 0o700)  # Its own ".." changes.
+                    os.rename(inner, out)
+                    todo.append(out)
+                else:
+                    os.unlink(inner)
+        with contextlib.suppress(FileNotFoundError):
+            os.rmdir(at)
+
+
+def _listed(path: str) -> list[str]:
+    """The names in a directory that may deny its owner to look, and to change it."""
+    if stat.S_ISLNK(os.lstat(path).st_mode):
+        raise NotADirectoryError(path)
+    if os.geteuid() != 0:
+        with contextlib.suppress(PermissionError):
+            if stat.S_ISDIR(os.lstat(path).st_mode):
+                os.chmod(path, 0o700)
+    return os.listdir(path)
