@@ -33,7 +33,7 @@ MAY_IMPORT: Mapping[str, set[str]] = {
     "images": {"api", "store", "oci", *DOORS, *SHARED},
     "run": {"mount", "union", "layer", "_sys", *SHARED},
     "build": {"run", "images", "store", "oci", "mount", "union", "layer", "_sys", *SHARED},
-    "oci": {"layer.whiteout", *SHARED},
+    "oci": {"layer.protocol", "layer.whiteout", *SHARED},
     "testing": {"", *DOORS, *SHARED},
     "integrations": {"", "images", "store", "oci", "testing", *DOORS, *SHARED},
     "api": {*DOORS, *SHARED},
@@ -47,11 +47,13 @@ ENGINES = {"fusepy", "devfuse", "kernel"}
 ANYWHERE = {"attr", "attrs", "xxhash"}
 THIRD_PARTY: Mapping[str, tuple[str, ...]] = {
     "click": ("cli",),
+    "compression": ("oci.compression",),  # Python's own from 3.14 on
     "fsspec": ("integrations.fsspec",),
     "fuse": ("mount.fusepy",),
     "hypothesis": ("testing",),
     "pytest": ("testing", "integrations.pytest"),
     "rich": ("cli",),
+    "zstandard": ("oci.compression",),
 }
 
 # The kernel's structures and numbers. Files and streams with formats of their own may need struct too.

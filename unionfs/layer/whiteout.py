@@ -4,6 +4,9 @@ Source: Documentation/filesystems/overlayfs.rst. A whiteout is a character devic
 ``overlay.whiteout`` in a directory with ``overlay.opaque=x``. Marks are extended attributes under
 ``trusted.overlay.`` (root) or ``user.overlay.`` (``userxattr``). A person's own attribute with such a name is kept
 one level down, as ``overlay.overlay.`` ("nesting overlayfs mounts").
+
+In transit, in the tar archive of an OCI layer, a whiteout is an empty file with a name of its own (image-spec,
+layer.md, "Whiteouts" and "Opaque Whiteout"); such names never stand in a layer on disk.
 """
 
 from __future__ import annotations
@@ -33,6 +36,35 @@ FORMAT = b"unionfs"
 
 RECORD = b"unionfs.commit"
 """On a layer's root: who froze it, when and why (JSON with the field names of an OCI history entry)."""
+
+_TRANSIT = b".wh."
+_TRANSIT_META = b".wh..wh."
+TRANSIT_OPAQUE = b".wh..wh..opq"
+"""In transit: the directory that has a file of this name hides what the layers below have in it."""
+
+
+def to_transit(name: bytes) -> bytes:
+    """The name in transit of the whiteout that hides ``name``."""
+    return _TRANSIT + name
+
+
+def from_transit(name: bytes) -> bytes | None:
+    """The name that the entry ``name`` of an archive hides; ``None`` for what is no whiteout.
+
+    What it hides may be no name at all (empty, ``.``, reserved in its turn): the caller has to see to that, and to
+    ``TRANSIT_OPAQUE`` before.
+    """
+    return name[len(_TRANSIT) :] if name.startswith(_TRANSIT) else None
+
+
+def has_transit_name(path: bytes) -> bool:
+    """Whether a component of the relative ``path`` is reserved in transit, so that no file can travel by it."""
+    return _TRANSIT in path and (path.startswith(_TRANSIT) or b"/" + _TRANSIT in path)
+
+
+def is_aufs_metadata(first: bytes) -> bool:
+    """Whether the top-level name ``first`` of an archive is AUFS's own, which archives of old Docker have."""
+    return first.startswith(_TRANSIT_META) and first != TRANSIT_OPAQUE
 
 
 def is_whiteout_device(st: os.stat_result) -> bool:

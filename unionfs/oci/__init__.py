@@ -1,0 +1,1 @@
+"""How images travel: the OCI model, references, changes to a config, layers as tar archives. Knows no store."""
