@@ -123,11 +123,8 @@ class _Comparison:
     def __init__(self, new: TreeReader, old: TreeReader) -> None:
         self.new = new
         self.old = old
-        self.places = _Places()
-        layers = zip(reversed(new.resolver.layers), reversed(old.resolver.layers), strict=False)
-        keys = ((self.places.layer(one), self.places.layer(other)) for one, other in layers)
-        self.common = {one for one, _ in takewhile(lambda pair: pair[0] == pair[1], keys)}
-        """The layers at the bottom of both trees: where redirects and metacopies lead depends on all layers below."""
+        self.places = Places()
+        self.common = self.places.common(new, old)
         self.linked: dict[DirNode, set[bytes]] = {}
         """Names that may differ though no layer says so: of a hard link that an upper has under another name."""
         for tree in (new, old):
@@ -194,7 +191,7 @@ class _Comparison:
         else:
             assert isinstance(old, FileNode)
             assert isinstance(new, FileNode)
-            if self.same_home(old, new) and self.places.layer(new.home.layer) in self.common:
+            if self.places.layer(new.home.layer) in self.common and self.same_home(old, new):
                 return
             what = self.metadata(old, new)
             if not self.same_data(old, new):
@@ -284,7 +281,7 @@ class _Comparison:
             b.close()
 
 
-class _Places:
+class Places:
     """Layers and directories of theirs as numbers that are equal where two trees have the same one."""
 
     def __init__(self) -> None:
@@ -302,6 +299,12 @@ class _Places:
                 key = (st.st_dev, st.st_ino)
             self._layers[layer] = key
         return key
+
+    def common(self, one: TreeReader, other: TreeReader) -> set[Hashable]:
+        """The layers at the bottom of both trees: where redirects and metacopies lead depends on all layers below."""
+        layers = zip(reversed(one.resolver.layers), reversed(other.resolver.layers), strict=False)
+        keys = ((self.layer(a), self.layer(b)) for a, b in layers)
+        return {a for a, _ in takewhile(lambda pair: pair[0] == pair[1], keys)}
 
     def dir(self, d: LayerDir) -> int:
         """The number of ``d``, from those of the directories above it: a tree may be deep."""

@@ -99,8 +99,8 @@ class Links:
         return st.st_nlink + n.nlink_delta - known
 
     def names_unknown(self, n: FileNode) -> int:
-        """How many names of an object in the index nobody asked for yet."""
-        return self._upper().stat(n.home, n.lname).st_nlink + n.nlink_delta - len(n.names or ())
+        """How many names of an object nobody asked for yet."""
+        return n.home.layer.stat(n.home, n.lname).st_nlink + n.nlink_delta - len(n.names or ())
 
     def leave_index(self, n: FileNode) -> None:
         """All names of the object are in the upper: the index need not keep it."""
@@ -124,6 +124,15 @@ class Links:
             for key in n.names or ():
                 assert n.names is not None
                 n.names[key] = False
+
+    def keeps(self, home: LayerDir, lname: bytes) -> bool:
+        """Whether the upper's index has this object, of a layer below, so that all its names lead there."""
+        return bool(self._indexed) and (self._handle(home, lname) or b"") in self._indexed
+
+    def take_over(self, tree: TreeReader, others: Links) -> None:
+        """These are the links of ``tree`` now, with those of its nodes that have names left."""
+        self._tree = tree
+        self._nodes = {key: n for key, n in others._nodes.items() if not n.dead}
 
     def know(self, files: Iterable[FileNode]) -> None:
         """Look for the names of these hard links that nobody asked for yet: beside the known ones, then everywhere.
