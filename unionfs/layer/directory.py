@@ -217,6 +217,10 @@ class DirectoryLayer:
         assert found is not None
         return found
 
+    def shows_as(self, other: DirectoryLayer) -> bool:
+        """Whether ``other``, of the same directory, hides the same and tells the same owners."""
+        return (self._hidden, self._lost_uids, self._lost_gids) == (other._hidden, other._lost_uids, other._lost_gids)
+
     def hold(self) -> None:
         """Keep the root open for good: its path is about to lead elsewhere, for something is mounted there."""
         self._held = self.fd(self.root)

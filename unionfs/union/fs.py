@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import errno
+import functools
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -18,6 +19,7 @@ from unionfs.union.diff import Change, diff
 from unionfs.union.holders import layers_of
 from unionfs.union.naming import AnyPath, encoded, named
 from unionfs.union.paths import Segment, UnionPath
+from unionfs.union.restack import restack
 from unionfs.union.stack import HostPath, open_layers
 from unionfs.union.tree import Tree
 
@@ -77,24 +79,23 @@ class UnionFS(Copying):
         hide: Iterable[HostPath] = (),
         unmapped_as_root: bool = False,
     ) -> None:
-        layers, top = open_layers(
-            lower,
-            upper,
-            work,
-            hide=hide,
-            volatile=volatile,
-            userxattr=userxattr,
-            unmapped_as_root=unmapped_as_root,
+        self._open_layers = functools.partial(
+            open_layers, hide=list(hide), volatile=volatile, userxattr=userxattr, unmapped_as_root=unmapped_as_root
         )
+        layers, top = self._open_layers(lower, upper, work)
         try:
             self.tree = Tree(layers, top, redirect_dir=redirect_dir, metacopy=metacopy)
         except BaseException:
             for layer in [*layers, *([] if top is None else [top])]:
                 layer.close()
             raise
-        self._depth = len(self.tree.resolver.layers)
-        self._writes_to = None if top is None else top.label
+        self._told_of(self.tree)
         self.closed = False
+
+    def _told_of(self, tree: Tree) -> None:
+        """Note what ``repr`` tells, also of a closed union."""
+        self._depth = len(tree.resolver.layers)
+        self._writes_to = None if tree.upper is None else tree.upper.label
 
     def __repr__(self) -> str:
         state = "closed " if self.closed else ""
@@ -155,6 +156,34 @@ class UnionFS(Copying):
         """
         where = None if destination is None else os.fsdecode(destination)
         return commit(self.tree, where, message=message, author=author, created_by=created_by, created=created)
+
+    def restack(
+        self, lower: Sequence[HostPath | Layer], upper: HostPath | WritableLayer | None, work: HostPath | None = None
+    ) -> None:
+        """Make this, in one step, the union of another stack, while it is mounted and in use: a roll-back, a hot swap.
+
+            fs.commit("before")                                  # or the upper, and what is in it, is left alone
+            os.mkdir("upper2")
+            fs.restack(lower=["v2", "base"], upper="upper2")     # the old upper is nobody's now
+
+        Open files go on reading and writing what they have open, as after an unlink; names lead to what the new stack
+        has. A directory that is in both stays the same, for who is in it. A mount shows the new tree when this returns.
+
+        The arguments are as for ``UnionFS``, and so are its options. Layers that are in both stacks stay open, the
+        others are closed, and the old upper is unlocked. Raises what ``UnionFS`` raises, and ``OSError``: ``EBUSY``
+        while a mount has the union that can't be told: the kernel's overlayfs, or fusepy with ``sole``. Then nothing
+        has changed.
+        """
+        layers, top = self._open_layers(lower, upper, work)
+        try:
+            restack(self.tree, layers, top)
+        except BaseException:
+            given = {id(layer) for layer in [*lower, upper]}
+            for layer in [*layers, *([] if top is None else [top])]:
+                if id(layer) not in given:
+                    layer.close()
+            raise
+        self._told_of(self.tree)
 
     def history(self) -> list[HistoryEntry]:
         """The layers below the upper, topmost first, with what their commits recorded."""

@@ -30,19 +30,20 @@ class Numbers:
         self._prefix: dict[int, int] = {}
         self.home = -1
         """``st_dev`` of the file system whose numbers stay as they are."""
-        first = None
-        for layer in reversed(layers):
-            st = layer.stat(layer.root, b".")
-            if first is None:
-                first = st
-                self.home = st.st_dev
-            self._prefix.setdefault(st.st_dev, len(self._prefix))
-        if first is None:
+        if not layers:
             raise ValueError("a union needs a layer")
+        first = layers[-1].stat(layers[-1].root, b".")
+        self.home = first.st_dev
+        self.add(layers)
         seed = xxhash.xxh64_intdigest(b"%d:%d" % (first.st_dev, first.st_ino))
         # A device of no driver (major 0), as the kernel gives to file systems without one.
         self.device = os.makedev(0, 0x80000 | seed & 0x7FFFF)
         self.root = first.st_ino
+
+    def add(self, layers: Sequence[Layer]) -> None:
+        """Count the file systems of these layers, from the bottom up, after those that have a number space already."""
+        for layer in reversed(layers):
+            self._prefix.setdefault(layer.stat(layer.root, b".").st_dev, len(self._prefix))
 
     def number(self, st: os.stat_result) -> int:
         """The inode number in the union of what a layer describes as ``st``."""

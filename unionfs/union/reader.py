@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from unionfs.layer.protocol import DT_DIR, DT_LNK, DT_REG, Layer, LayerDir, LayerFile, WritableLayer
 from unionfs.union.handle import Handle
@@ -15,6 +15,9 @@ from unionfs.union.links import Links
 from unionfs.union.node import DirNode, FileNode, Node, Opened, Unknown
 from unionfs.union.pathcache import PathCache
 from unionfs.union.resolve import Code, Resolver, kind_of, merge, places, put_upper
+
+if TYPE_CHECKING:
+    from unionfs.union.restack import Follower
 
 N = TypeVar("N", bound=Node)
 T = TypeVar("T")
@@ -82,7 +85,8 @@ class TreeReader:
         self.remembered = False
         """Whether somebody goes on asking for what lost its last name without being open, as the kernel does."""
         self._below: TreeReader | None = None
-        self._subscribers: list[Callable[[Node, bytes | None], None]] = []
+        self.subscribers: list[Callable[[Node, bytes | None], None]] = []
+        self.followers: list[Follower] = []
         self.root = DirNode(None, b"")
         self.root.srcs = self.resolver.roots()
         self.root.ino = self.numbers.root
@@ -201,6 +205,7 @@ class TreeReader:
 
         ``None`` for directories and symbolic links, for what a node is known of, and for what takes one to know.
         """
+        moves = self.moves
         entries = d.entries
         if entries is None:
             entries = self.entries(d)
@@ -211,12 +216,18 @@ class TreeReader:
         if kind in _PEEK_NOT:
             return None
         sources = d.srcs
-        assert sources is not None
+        if moves != self.moves or moves & 1 or sources is None:
+            return None  # The entry may be of other sources.
         home = sources[-1 - (code >> 4)]
         layer = home.layer
         if layer.has_inos:
             return None
-        st = layer.stat(home, name)
+        try:
+            st = layer.stat(home, name)
+        except OSError:
+            if moves == self.moves:
+                raise
+            return None
         if st.st_nlink > 1 or (not st.st_blocks and st.st_size):
             return None
         numbers = self.numbers
@@ -316,7 +327,7 @@ class TreeReader:
         if not moves & 1:
             try:
                 found = look(n)
-            except OSError:
+            except (OSError, IndexError):  # IndexError: a place in the sources of another stack.
                 if moves == self.moves:
                     raise
             else:
@@ -377,7 +388,7 @@ class TreeReader:
         n.st = None
         if n.keys is not None:
             self.cache.drop(n)
-        for tell in self._subscribers:
+        for tell in self.subscribers:
             tell(n, None)
 
     def accessed(self, n: Node) -> None:
@@ -503,7 +514,11 @@ class TreeReader:
     def reopen(self, n: FileNode, flags: int) -> Handle:
         """Open once more what has no name but is open (``/proc/PID/fd``, proc(5)). ``ENOENT``. The lock is held."""
         for opened in n.open or ():
-            return Handle(self, n, flags, opened.file.reopen(flags & (os.O_ACCMODE | os.O_TRUNC)))
+            try:
+                file = opened.file
+            except OSError:
+                continue  # Just being closed.
+            return Handle(self, n, flags, file.reopen(flags & (os.O_ACCMODE | os.O_TRUNC)))
         raise fail(errno.ENOENT, n.name)
 
     def _open_to_write(self, n: FileNode, flags: int) -> Handle:  # noqa: ARG002
@@ -546,44 +561,25 @@ class TreeReader:
 
     # Life
 
-    def reread(self) -> None:
-        """Forget all that is known of the tree: the upper was lent to somebody, who has changed it and is done.
-
-        Nodes that are still held, the root apart, are from now on as if removed; what is open can be read as it was.
-        """
-        with self.lock:
-            self.moves += 1
-            todo: list[Node] = [self.root, *self.links.nodes()]
-            while todo:
-                n = todo.pop()
-                if isinstance(n, DirNode):
-                    entries, n.entries, n.dead = n.entries or {}, {}, n is not self.root
-                    todo += [child for child in entries.values() if isinstance(child, Node)]
-                    for name in entries:
-                        for tell in self._subscribers:
-                            tell(n, name)
-                elif isinstance(n, FileNode):
-                    n.dead, n.parent, n.names, n.handle = True, None, None, None
-                    if n.open:
-                        self.orphans.add(n)
-                self.touched(n)
-            self.root.entries, self.root.srcs, self.root.shadow_of = None, self.resolver.roots(), None
-            self.cache.clear()
-            self.links = Links(self)
-            self.lent = None
-            self.moves += 1
-
     def subscribe(self, tell: Callable[[Node, bytes | None], None]) -> None:
         """Call ``tell(node, None)`` when a node's metadata or bytes change, ``tell(directory, name)`` when an entry
         does.
 
         Called with the tree's lock held or not; it must not change the tree.
         """
-        self._subscribers.append(tell)
+        self.subscribers.append(tell)
 
     def unsubscribe(self, tell: Callable[[Node, bytes | None], None]) -> None:
         """Call ``tell`` no more."""
-        self._subscribers = [other for other in self._subscribers if other != tell]
+        self.subscribers = [other for other in self.subscribers if other != tell]
+
+    def follow(self, follower: Follower) -> None:
+        """Tell ``follower`` when the tree becomes that of another stack (``union.restack``)."""
+        self.followers = [*self.followers, follower]
+
+    def unfollow(self, follower: Follower) -> None:
+        """Tell it no more."""
+        self.followers = [other for other in self.followers if other is not follower]
 
     def sync(self) -> None:
         """Everything of the upper to disk."""

@@ -87,6 +87,7 @@ def glance(tree: Tree, d: DirNode, name: bytes) -> tuple[int, os.stat_result] | 
 
     ``None`` for what is listed as a directory, what a node is known of, and what takes one to know.
     """
+    moves = tree.moves
     entries = d.entries
     if entries is None:
         entries = tree.entries(d)
@@ -94,10 +95,16 @@ def glance(tree: Tree, d: DirNode, name: bytes) -> tuple[int, os.stat_result] | 
     if type(code) is not int or code & 15 == DT_DIR:
         return None
     sources = d.srcs
-    assert sources is not None
+    if moves != tree.moves or moves & 1 or sources is None:
+        return None  # The entry may be of other sources.
     home = sources[-1 - (code >> 4)]
     layer = home.layer
-    st = layer.stat(home, name)
+    try:
+        st = layer.stat(home, name)
+    except OSError:
+        if moves == tree.moves:
+            raise
+        return None
     if st.st_nlink > 1 or (not st.st_blocks and st.st_size and code & 15 == DT_REG):
         return None
     if layer.has_inos:

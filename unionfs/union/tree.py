@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from unionfs.layer.protocol import DT_CHR, DT_DIR, DT_LNK, DT_REG, LayerDir, LayerFile, Marks, WritableLayer
 from unionfs.types import RENAME_EXCHANGE, RENAME_NOREPLACE
-from unionfs.union import removal, rename, unnamed
+from unionfs.union import removal, rename, restack, unnamed
 from unionfs.union.changes import Moving, Whole
 from unionfs.union.copyup import afterwards, copy_up_dir, copy_up_file, is_copied_up, stage_area
 from unionfs.union.handle import Handle
@@ -283,7 +283,7 @@ class Tree(TreeReader):
 
     def entry_changed(self, d: DirNode, name: bytes) -> None:
         self.touched(d)
-        for tell in self._subscribers:
+        for tell in self.subscribers:
             tell(d, name)
 
     # Entries that go
@@ -501,3 +501,7 @@ class Tree(TreeReader):
                     file.truncate(0)
                     self.touched(n)
                 return Handle(self, n, flags, file)
+
+    def reread(self) -> None:
+        """The upper was lent, and is ours again: see ``union.restack.reread``."""
+        restack.reread(self)
