@@ -1,4 +1,4 @@
-"""What turns one tree into another: `compare`, against a naive comparison of all that both show, and what it asks for."""
+"""`compare`: what turns one tree into another, against a plain comparison of all that both show; and what it costs."""
 
 from __future__ import annotations
 

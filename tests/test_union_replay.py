@@ -13,6 +13,7 @@ from tests.histories import History, Point, walk
 from unionfs.union.commit import commit
 from unionfs.union.diff import compare
 from unionfs.union.replay import replay
+from unionfs.union.surplus import surplus
 from unionfs.union.tree import Tree
 
 CASES = int(os.environ.get("UNIONFS_ORACLE_CASES", "24"))
@@ -56,6 +57,10 @@ def replay_points(top: Path, seed: int) -> None:
             source = wanted.tree()
             result = brought(source, base, history).tree()
             assert unlike(source, result) == []
+            below = base.tree()
+            changes = list(compare(result, below))
+            assert surplus(result, below, result.resolver.layers[0], changes) == []
+            below.close()
             result.close()
             source.close()
     finally:

@@ -74,7 +74,7 @@ def compare(new: TreeReader, old: TreeReader, path: str = "/") -> Iterator[Chang
     """
     comparison = _Comparison(new, old)
     start = os.fsencode(path)
-    here, there = _find(new, start), _find(old, start)
+    here, there = _resolve(new, start), _resolve(old, start)
     if here is None and there is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
     at = b"" if not start.strip(b"/") else b"/" + start.strip(b"/")
@@ -112,7 +112,19 @@ def _flat(steps: Steps) -> Iterator[Change]:
             stack.append(step)
 
 
-def _find(tree: TreeReader, path: bytes) -> Node | None:
+def find(tree: TreeReader, path: bytes) -> Node | None:
+    """What the tree has at ``path``, if anything; no symbolic link is followed, nor on the way."""
+    n: Node = tree.root
+    for name in path.split(b"/"):
+        if name:
+            child = _get(tree, n, name) if isinstance(n, DirNode) else None
+            if child is None:
+                return None
+            n = child
+    return n
+
+
+def _resolve(tree: TreeReader, path: bytes) -> Node | None:
     try:
         return tree.resolve(path, follow=False)
     except (FileNotFoundError, NotADirectoryError):
@@ -231,7 +243,7 @@ class _Comparison:
         for layer in self.new.resolver.layers:
             if layer in nearest:
                 path = _path_below(nearest[layer]) + path[len(nearest[layer].path) :]
-        found = _find(self.old, path)
+        found = find(self.old, path)
         wanted = self.places.dir(sources[len(above)])
         if isinstance(found, DirNode) and any(self.places.dir(place) == wanted for place in self.old.sources(found)):
             return os.fsdecode(path)

@@ -12,7 +12,7 @@ import attrs
 from unionfs.layer.protocol import DT_LNK, DT_REG
 from unionfs.union import removal
 from unionfs.union.copyup import copy_file, tolerated
-from unionfs.union.diff import Change, Places, compare
+from unionfs.union.diff import Change, Places, compare, find
 from unionfs.union.node import DirNode, FileNode, Node
 from unionfs.union.reader import TreeReader
 from unionfs.union.transfer import UnionSide
@@ -95,12 +95,12 @@ class _Replay:
             if self.places.layer(home.layer) not in lowers:
                 return None
             place = home.path + b"/" + name
-            there = self._find(place)
+            there = find(self.target, place)
             if not isinstance(there, FileNode) or there.names is not None:
                 return None
             if not self.places.same(self.target.data_of(there) or (there.home, there.lname), (home, name)):
                 return None
-        return self._find(place) if self._goes(place) else None
+        return find(self.target, place) if self._goes(place) else None
 
     def _goes(self, path: bytes) -> bool:
         """Whether something else is under this path in the source, or nothing."""
@@ -115,7 +115,7 @@ class _Replay:
         return False
 
     def _move_to(self, path: bytes, n: Node) -> bool:
-        there = self._find(path)
+        there = find(self.target, path)
         if n.parent is None or there is n or (there is not None and there.kind != n.kind):
             return False
         parent, _, name = path.rpartition(b"/")
@@ -132,17 +132,8 @@ class _Replay:
 
     # What goes and comes
 
-    def _find(self, path: bytes) -> Node | None:
-        """What the target has there, and no symbolic link on the way."""
-        n: Node = self.target.root
-        for name in path.split(b"/")[1:]:
-            if not isinstance(n, DirNode) or name not in self.target.entries(n):
-                return None
-            n = self.target.lookup(n, name)
-        return n
-
     def _remove(self, path: bytes) -> None:
-        n = self._find(path)
+        n = find(self.target, path)
         if n is None:
             return
         d, name = self.target.resolve_parent(path)
@@ -154,7 +145,7 @@ class _Replay:
     def _directory(self, path: bytes) -> DirNode:
         """The target's directory, made if need be with those above it."""
         missing: list[bytes] = []
-        while not isinstance(n := self._find(path), DirNode):
+        while not isinstance(n := find(self.target, path), DirNode):
             missing.append(path)
             if n is not None:
                 self._remove(path)
@@ -169,7 +160,7 @@ class _Replay:
         with self.source.lock:
             self.source.links.know(linked)
         paths = {path for n in files for path in _names(n)}
-        known = {n for path in paths if isinstance(n := self._find(path), FileNode) and n.names is not None}
+        known = {n for path in paths if isinstance(n := find(self.target, path), FileNode) and n.names is not None}
         with self.target.lock:
             self.target.links.know(known)
 
@@ -178,7 +169,7 @@ class _Replay:
         if n in self.done:
             return
         self.done.add(n)
-        names = _names(n) or {path}
+        names = _names(n)
         there = self._base(n, names)
         if there is None:
             for name in names:
@@ -186,13 +177,13 @@ class _Replay:
             there = self._make(path, n)
             self._dress(there, n)
         else:
-            what = {what for name in _names(there) or {path} for what in self._what(name)}
+            what = {what for name in _names(there) for what in self._what(name)}
             if "data" in what:
                 self._write(there, n)
             if what:
                 self._dress(there, n)
         for name in names:
-            other = self._find(name)
+            other = find(self.target, name)
             if other is there:
                 continue
             if other is not None:
@@ -208,12 +199,12 @@ class _Replay:
     def _base(self, n: FileNode, names: set[bytes]) -> FileNode | None:
         """A file of the target that can become ``n``: it has no other names, and at most its data have to change."""
         for path in sorted(names, key=lambda path: (path in self.changes, path)):
-            found = self._find(path)
+            found = find(self.target, path)
             if not isinstance(found, FileNode) or found.kind != n.kind:
                 continue
             if n.kind != DT_REG and "data" in self._what(path):
                 continue
-            if (_names(found) or {path}) <= names:
+            if _names(found) <= names:
                 return found
         return None
 
@@ -291,7 +282,7 @@ class _Replay:
 
     def _settle(self, path: bytes, *, dress: bool) -> None:
         """A directory in which nothing happens any more."""
-        there = self._find(path)
+        there = find(self.target, path)
         if not isinstance(there, DirNode) or not (dress or self.target.in_upper(there)):
             return
         n = self.source.resolve(path or b"/", follow=False)
@@ -327,8 +318,10 @@ def _has_new_data(change: Change) -> bool:
 
 
 def _names(n: FileNode) -> set[bytes]:
-    """The paths of a hard link, as far as they are known."""
-    return {d.path.rstrip(b"/") + b"/" + name for d, name in n.names or ()}
+    """The paths of a file; of a hard link, those that are known."""
+    if n.names is None:
+        return {n.path}
+    return {d.path.rstrip(b"/") + b"/" + name for d, name in n.names}
 
 
 def _raw(path: str) -> bytes:
