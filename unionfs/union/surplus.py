@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from unionfs.layer.protocol import DT_DIR, DT_WHT, Layer, LayerDir
 from unionfs.union.diff import Change, find
+from unionfs.union.node import DirNode
 from unionfs.union.reader import TreeReader
 
 
@@ -31,7 +32,10 @@ def surplus(new: TreeReader, old: TreeReader, layer: Layer, changes: Iterable[Ch
             held.append(path)
             if kind == DT_DIR:
                 todo.append((path, d.child(name)))
-            elif kind != DT_WHT:
+            elif kind == DT_WHT:
+                if path not in needed and _hides(new, above, name):
+                    _need(needed, path)
+            else:
                 st = layer.stat(d, name)
                 if st.st_nlink > 1:
                     links.setdefault((st.st_dev, st.st_ino), []).append(path)
@@ -49,6 +53,18 @@ def _need(needed: set[bytes], path: bytes) -> None:
     while path and path not in needed:
         needed.add(path)
         path = path.rpartition(b"/")[0]
+
+
+def _hides(tree: TreeReader, above: bytes, name: bytes) -> bool:
+    """Whether this whiteout, in the topmost layer's part of a directory, has something below it: a directory that moved
+    has taken along what merges in it."""
+    d = find(tree, above)
+    if isinstance(d, DirNode):
+        for place in tree.sources(d)[1:]:
+            kind = place.layer.kind(place, name)
+            if kind is not None:
+                return kind != DT_WHT
+    return False
 
 
 def _link_count(tree: TreeReader, path: bytes) -> int:
