@@ -12,7 +12,7 @@ import lzma
 import sys
 import zlib
 from collections.abc import Callable
-from typing import Any, BinaryIO, Protocol, cast
+from typing import IO, Any, BinaryIO, Protocol, cast
 
 from unionfs.errors import UnionError
 
@@ -24,7 +24,7 @@ _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\
 _SKIPPABLE = {bytes([0x50 + n]) + b"\x2a\x4d\x18": "zstd" for n in range(16)}
 
 
-def decompressed(stream: BinaryIO) -> BinaryIO:
+def decompressed(stream: IO[bytes]) -> BinaryIO:
     """The bytes of ``stream``, uncompressed if it begins as gzip, bzip2, xz or zstd does.
 
     ``read`` gives what is there, and fewer bytes than asked for before the end, too; it raises ``UnionError`` where
@@ -46,7 +46,7 @@ def decompressed(stream: BinaryIO) -> BinaryIO:
 class _Whole(io.RawIOBase):
     """A stream whose first bytes have been read already."""
 
-    def __init__(self, head: bytes, stream: BinaryIO) -> None:
+    def __init__(self, head: bytes, stream: IO[bytes]) -> None:
         self._head = head
         self._stream = stream
 

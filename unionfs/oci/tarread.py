@@ -21,7 +21,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterator
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 import attrs
 
@@ -78,7 +78,7 @@ class Limits:
 LIMITS = Limits()
 
 
-def read_layer(stream: BinaryIO, *, limits: Limits = LIMITS) -> Iterator[tuple[Entry, BinaryIO | None]]:
+def read_layer(stream: IO[bytes], *, limits: Limits = LIMITS) -> Iterator[tuple[Entry, BinaryIO | None]]:
     """The entries of the archive in ``stream``, in its order; with each regular file, its data.
 
     The data can be read until the next entry is asked for; what is left of them is skipped. An opaque directory whose
