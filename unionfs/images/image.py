@@ -101,9 +101,6 @@ class Image:
             if not entry.empty_layer and at < len(layers):
                 layer = layers[at]
                 at += 1
-            names: list[str] = []
-            for image in [] if layer is None else self._keep.records.images_of(layer.id):
-                names += self._keep.records.names_of(image.id)
             lines.append(
                 HistoryLine(
                     id=None if layer is None else layer.id,
@@ -114,7 +111,7 @@ class Image:
                     author=entry.author,
                     comment=entry.comment,
                     size=0 if layer is None else layer.size or 0,
-                    names=tuple(names),
+                    names=() if layer is None else tuple(self._keep.records.names_at(layer.id)),
                 )
             )
         return lines[::-1]

@@ -181,6 +181,13 @@ class Records:
             str(row[0]) for row in self.database.rows("SELECT name FROM tags WHERE image = ? ORDER BY name", (image,))
         ]
 
+    def names_at(self, layer: str) -> list[str]:
+        """Names of the images whose topmost layer this is."""
+        rows = self.database.rows(
+            "SELECT name FROM tags JOIN images ON image = images.id WHERE images.layer = ? ORDER BY name", (layer,)
+        )
+        return [str(row[0]) for row in rows]
+
     def set_tag(self, name: str, image: str) -> None:
         self.database.execute(
             "INSERT INTO tags (name, image) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET image = excluded.image",
