@@ -23,7 +23,8 @@ from unionfs.store.keep import Keep
 from unionfs.store.records import ImageRecord, LayerRecord
 from unionfs.union.diff import Change, compare
 from unionfs.union.reader import TreeReader
-from unionfs.union.replay import replay, surplus
+from unionfs.union.replay import replay
+from unionfs.union.surplus import surplus
 from unionfs.union.tree import Tree
 
 

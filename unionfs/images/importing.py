@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from unionfs.images.image import Image
     from unionfs.images.store import Store
 
+_SAID = "imported"  # And not from where: the same tree is the same image wherever it stood.
+
 
 def import_tree(
     store: Store,
@@ -49,10 +51,7 @@ def import_tree(
     config = ImageConfig.new(*this_platform())
     for change in changes:
         config = apply_change(config, change)
-    where = "a stream" if not isinstance(source, (str, os.PathLike)) else os.fsdecode(source)
-    said = Provenance(
-        created=rfc3339(creation_time(created)), author=author, comment=message or f"Imported from {_last(where)}"
-    )
+    said = Provenance(created=rfc3339(creation_time(created)), author=author, comment=message or _SAID)
     with keep.places.staging() as staging:
         wrap = wrapped(staging)
         make_directory(wrap)
@@ -76,11 +75,6 @@ def import_tree(
         new = NewLayer(parent=None, layered=layered, provenance=said, epoch=epoch, staged=wrap)
         config = config.with_layer(layered.diff_id, said.history())
         return store.image(publish(keep, config, None, new, name=tag, parent=None))
-
-
-def _last(path: str) -> str:
-    """A file's own name: the same tree has the same image wherever it stood."""
-    return os.path.basename(path.rstrip("/")) or path
 
 
 def _copy_directory(fs: StoreFS, source: str, report: Report | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import secrets
 import time
@@ -11,6 +10,9 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from unionfs.images.layering import CHANGES, Layered
+from unionfs.images.stacks import open_layers
+from unionfs.layer.directory import DirectoryLayer
+from unionfs.layer.merged import pack
 from unionfs.oci.model import (
     MEDIA_TYPE_CONFIG,
     MEDIA_TYPE_LAYER,
@@ -25,6 +27,10 @@ from unionfs.store.durable import flush_tree, move, write_file
 from unionfs.store.keep import Keep
 from unionfs.store.places import new_id
 from unionfs.store.records import ImageRecord, LayerRecord
+from unionfs.union.indexing import notes_of
+from unionfs.union.reader import TreeReader
+
+INDEX = "index"
 
 Report = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is (0: not known)."""
@@ -123,11 +129,8 @@ def _ready(keep: Keep, new: NewLayer) -> LayerRecord:
     else:
         assert new.snapshot is not None
         key, at = new.snapshot.id, keep.places.layer(new.snapshot.id)
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(os.path.join(at, CHANGES))  # of a commit that was broken off
-    staged = os.path.join(keep.places.tmp, secrets.token_hex(8))
-    write_file(staged, new.layered.changes)
-    move(staged, os.path.join(at, CHANGES))
+    _put(keep, at, CHANGES, new.layered.changes)
+    _put(keep, at, INDEX, index_of(keep, os.path.join(at, "diff"), new.parent))
     size = size_on_disk(os.path.join(at, "diff"))
     if new.staged is not None:
         flush_tree(at)
@@ -148,6 +151,24 @@ def _ready(keep: Keep, new: NewLayer) -> LayerRecord:
         comment=said.comment,
         created_by=said.created_by,
     )
+
+
+def _put(keep: Keep, directory: str, name: str, data: bytes) -> None:
+    """A file beside a layer, in one step; one that a broken off commit left is replaced."""
+    staged = os.path.join(keep.places.tmp, secrets.token_hex(8))
+    write_file(staged, data)
+    move(staged, os.path.join(directory, name))
+
+
+def index_of(keep: Keep, path: str, parent: LayerRecord | None) -> bytes:
+    """The index of the layer at ``path``, which stands on ``parent``."""
+    chain = [] if parent is None else keep.records.chain(parent.id)
+    layers = [DirectoryLayer(path), *open_layers(keep, chain)]
+    try:
+        return pack(notes_of(TreeReader(layers)))
+    finally:
+        for layer in layers:
+            layer.close()
 
 
 def _record(keep: Keep, new: NewLayer, layer: LayerRecord) -> tuple[LayerRecord, str | None]:

@@ -9,6 +9,7 @@ from typing import Any, Self
 from unionfs.api import UnionFS
 from unionfs.errors import NotFoundError
 from unionfs.layer.directory import DirectoryLayer
+from unionfs.layer.frozen import FrozenLayer
 from unionfs.layer.protocol import Layer, WritableLayer
 from unionfs.layer.upper import UpperDirectory
 from unionfs.store.durable import make_directory
@@ -37,7 +38,7 @@ def open_layers(keep: Keep, chain: Sequence[LayerRecord]) -> list[DirectoryLayer
     """The directories of these layers. Raises ``LayerError`` for one that is missing; then none stays open."""
     opened: list[DirectoryLayer] = []
     try:
-        opened.extend(DirectoryLayer(keep.places.diff(layer.id)) for layer in chain)
+        opened.extend(FrozenLayer(keep.places.diff(layer.id), keep.places.index(layer.id)) for layer in chain)
     except BaseException:
         for one in opened:
             one.close()

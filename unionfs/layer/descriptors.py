@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 
 from unionfs.layer.protocol import LayerDir
@@ -34,25 +34,26 @@ class _Kept:
     """The directories whose ``ref`` holds a descriptor, first in first out, over all layers of the process."""
 
     def __init__(self) -> None:
-        self._queue: deque[LayerDir] = deque()
+        self._queue: OrderedDict[LayerDir, None] = OrderedDict()
+        self._of: dict[int, dict[LayerDir, None]] = {}
 
     def keep(self, d: LayerDir, fd: Fd) -> None:
         d.ref = fd
-        self._queue.append(d)
+        self._queue[d] = None
+        self._of.setdefault(id(d.layer), {})[d] = None
         if len(self._queue) > LIMIT:
             try:
-                self._queue.popleft().ref = None
-            except IndexError:
+                first, _ = self._queue.popitem(last=False)
+                first.ref = None
+                del self._of[id(first.layer)][first]
+            except KeyError:
                 pass  # Another thread took the last one.
 
     def forget(self, layer: object) -> None:
         """Let go of every directory of ``layer``."""
-        for d in [d for d in list(self._queue) if d.layer is layer]:
+        for d in list(self._of.pop(id(layer), ())):
             d.ref = None
-            try:
-                self._queue.remove(d)
-            except ValueError:
-                pass  # Another thread dropped it.
+            self._queue.pop(d, None)
 
 
 LIMIT = _limit()

@@ -156,7 +156,12 @@ class DirectoryLayer:
     def __init__(
         self, path: str | os.PathLike[str], *, exclude: Iterable[str] = (), unmapped_as_root: bool = False
     ) -> None:
-        self.path = os.path.realpath(path)
+        self.begin(os.path.realpath(path), exclude, unmapped_as_root)
+        self.examine(os.fspath(path))
+
+    def begin(self, path: str, exclude: Iterable[str] = (), unmapped_as_root: bool = False) -> None:
+        """What there is to a layer before its directory was looked at."""
+        self.path = path
         self.root = LayerDir(self, None, b"")
         self._hidden: dict[bytes, set[bytes]] = {}
         for hidden in exclude:
@@ -170,10 +175,16 @@ class DirectoryLayer:
         self._uuid: bytes | None = None
         self._uuid_known = False
         self._held: Fd | None = None
+        # Without CAP_FOWNER, O_NOATIME is for one's own files only (open(2)), as those of an upper are.
+        self._quiet = os.geteuid() == 0 or not self.immutable
+
+    def examine(self, called: str | None = None) -> None:
+        """Look at the directory: whose marks and owners count in it. Raises ``LayerError``, with the path as it was
+        ``called``."""
         try:
             fd = os.open(self.path, _OPEN_DIR)
         except OSError as error:
-            raise LayerError(error.errno, f"layer is not usable: {error.strerror}", os.fspath(path)) from error
+            raise LayerError(error.errno, f"layer is not usable: {error.strerror}", called or self.path) from error
         KEPT.keep(self.root, Fd(fd))
         keys = self._list(fd)
         rooted = os.fstat(fd).st_uid == 0
@@ -183,8 +194,6 @@ class DirectoryLayer:
         self.has_inos = whiteout.FORMAT in names
         ours = rooted and names.get(whiteout.FORMAT) == os.fsdecode(whiteout.USER + whiteout.FORMAT)
         self._guarded = os.geteuid() == 0 and not ours and not owners.overflow_ids("/proc/self/uid_map")
-        # Without CAP_FOWNER, O_NOATIME is for one's own files only (open(2)), as those of an upper are.
-        self._quiet = os.geteuid() == 0 or not self.immutable
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r})"
@@ -216,6 +225,12 @@ class DirectoryLayer:
                 KEPT.keep(d, found)
         assert found is not None
         return found
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """``st_dev`` and ``st_ino`` of its root: two layers that have the same are of one directory."""
+        st = os.fstat(self.fd(self.root).n)
+        return st.st_dev, st.st_ino
 
     def shows_as(self, other: DirectoryLayer) -> bool:
         """Whether ``other``, of the same directory, hides the same and tells the same owners."""

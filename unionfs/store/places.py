@@ -75,6 +75,10 @@ class Places:
         """The frozen layer itself."""
         return os.path.join(self.layers, layer, "diff")
 
+    def index(self, layer: str) -> str:
+        """What a layer shows on those below it (``layer.merged``); it may be missing."""
+        return os.path.join(self.layers, layer, "index")
+
     def upper(self, container: str, upper: str) -> str:
         """A container's writable layer."""
         return os.path.join(self.containers, container, upper, "upper")

@@ -307,8 +307,7 @@ class Places:
         if key is None:
             key = id(layer)
             if isinstance(layer, DirectoryLayer):
-                st = layer.stat(layer.root, b".")
-                key = (st.st_dev, st.st_ino)
+                key = layer.identity
             self._layers[layer] = key
         return key
 

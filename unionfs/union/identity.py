@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import xxhash
 
+from unionfs.layer.directory import DirectoryLayer
 from unionfs.layer.protocol import DT_DIR, Layer
 from unionfs.union.node import DirNode, FileNode, Node
 
@@ -43,7 +44,7 @@ class Numbers:
     def add(self, layers: Sequence[Layer]) -> None:
         """Count the file systems of these layers, from the bottom up, after those that have a number space already."""
         for layer in reversed(layers):
-            self._prefix.setdefault(layer.stat(layer.root, b".").st_dev, len(self._prefix))
+            self._prefix.setdefault(identity_of(layer)[0], len(self._prefix))
 
     def number(self, st: os.stat_result) -> int:
         """The inode number in the union of what a layer describes as ``st``."""
@@ -63,6 +64,14 @@ class Numbers:
         while prefix in taken:
             prefix = _FOREIGN | (prefix + 1) & (_FOREIGN - 1)
         return prefix
+
+
+def identity_of(layer: Layer) -> tuple[int, int]:
+    """``st_dev`` and ``st_ino`` of its root: two layers that have the same are of one directory."""
+    if isinstance(layer, DirectoryLayer):
+        return layer.identity  # A frozen one knows it without being opened.
+    st = layer.stat(layer.root, b".")
+    return st.st_dev, st.st_ino
 
 
 def numbered(st: os.stat_result, ino: int, dev: int, nlink: int) -> os.stat_result:

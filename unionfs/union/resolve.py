@@ -8,9 +8,11 @@ layer below that has the file.
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from unionfs.layer.merged import Merged
 from unionfs.layer.protocol import DT_DIR, DT_REG, DT_WHT, Layer, LayerDir
 
 log = logging.getLogger(__name__)
@@ -45,6 +47,9 @@ class Resolver:
         """The directories that merge in the union's root: down to the first opaque root."""
         found: list[LayerDir] = []
         for layer in self.layers:
+            known = noted(layer.root)
+            if known is not None:
+                return found + [one.root for one in self.layers[len(found) : len(found) + known.count]]
             found.append(layer.root)
             if layer.marks(layer.root, b".").opaque:
                 break
@@ -71,6 +76,13 @@ class Resolver:
                 if kind != DT_DIR:
                     break
             child = parent.child(name)
+            known = noted(child)
+            above = noted(parent) if ask and known is not None else None
+            if known is not None and (above is not None or not ask):
+                if above is not None:
+                    todo = iter([len(parents) - 1 - p for p in places(above.entries[name])][1:])
+                more = [parents[k].child(name) for k in itertools.islice(todo, known.count - 1)]
+                return [*found, child, *more, *(self._dir_at(*place) for place in known.elsewhere)]
             found.append(child)
             if layer is self.layers[-1]:
                 break  # Nothing below to be opaque or redirected to.
@@ -89,6 +101,14 @@ class Resolver:
             name, ask, todo = redirect, True, iter(range(i + 1, len(parents)))
         return found
 
+    def _dir_at(self, number: int, path: bytes) -> LayerDir:
+        """A directory of the layer that has this number from the bottom up."""
+        d = self.layers[-1 - number].root
+        for name in path.split(b"/"):
+            if name:
+                d = d.child(name)
+        return d
+
     def at_path(self, layers: Sequence[Layer], path: bytes) -> list[LayerDir]:
         """The directories that merge at ``path`` in the union of ``layers``. Empty where there is no such directory.
 
@@ -100,8 +120,11 @@ class Resolver:
         if not all(map(_is_plain, names)):
             log.warning("invalid redirect %r ignored", path)
             return found
-        for layer in layers:
+        for i, layer in enumerate(layers):
             d = layer.root
+            known = noted(d)
+            if known is not None:
+                return found + self._walk([one.root for one in layers[i : i + known.count]], names)
             last = layer.marks(d, b".").opaque
             below: list[bytes] = []
             for i, name in enumerate(names):
@@ -132,6 +155,21 @@ class Resolver:
                 break
             names = below
         return found
+
+    def _walk(self, sources: list[LayerDir], names: Sequence[bytes]) -> list[LayerDir]:
+        """The same, name by name, from directories of which the topmost layer's index tells."""
+        for name in names:
+            known = noted(sources[0])
+            if known is not None:
+                code = known.entries.get(name)
+                if code is None or kind_of(code) != DT_DIR:
+                    return []
+                sources = self.children(sources, name, [len(sources) - 1 - p for p in places(code)])
+            else:
+                sources = self.children(sources, name)
+            if not sources:
+                return []
+        return sources
 
     def data_of(
         self, home: LayerDir, name: bytes, below: Sequence[LayerDir], shown: bytes
@@ -182,6 +220,10 @@ def merge(sources: Sequence[LayerDir]) -> dict[bytes, Code]:
     closed: set[bytes] = set()
     hidden: list[bytes] = []
     for source in sources:
+        known = noted(source)
+        if known is not None:
+            _add_noted(merged, known.entries, closed)
+            break
         entries = source.layer.scan(source)
         if DT_WHT in entries.values():
             hidden += [name for name, kind in entries.items() if kind == DT_WHT and name not in merged]
@@ -193,6 +235,25 @@ def merge(sources: Sequence[LayerDir]) -> dict[bytes, Code]:
     for name in hidden:
         del merged[name]
     return merged
+
+
+def noted(d: LayerDir) -> Merged | None:
+    """What the layer's index tells of its directory, and of all that merges below it."""
+    look: Callable[[LayerDir], Merged | None] | None = getattr(d.layer, "merged", None)
+    return None if look is None else look(d)
+
+
+def _add_noted(merged: dict[bytes, Code], entries: dict[bytes, Code], closed: set[bytes]) -> None:
+    """What all that stands below ``merged`` shows together."""
+    if not merged:
+        merged.update(entries)
+        return
+    for name, code in entries.items():
+        found = merged.get(name)
+        if found is None:
+            merged[name] = code
+        elif name not in closed and kind_of(code) == DT_DIR and (isinstance(found, tuple) or found & 15 == DT_DIR):
+            merged[name] = (*places(found), *places(code))
 
 
 def _add(merged: dict[bytes, Code], entries: dict[bytes, int], place: int, closed: set[bytes]) -> None:

@@ -96,21 +96,16 @@ def _with_those_that_stay(tree: Tree, lowers: Sequence[Layer], upper: WritableLa
     known: dict[tuple[int, int], DirectoryLayer] = {}
     for layer in tree.resolver.layers:
         if isinstance(layer, DirectoryLayer):
-            known[_root(layer)] = layer
+            known[layer.identity] = layer
     stack: list[Layer] = []
     for layer in lowers:
-        same = known.get(_root(layer)) if isinstance(layer, DirectoryLayer) and id(layer) not in mine else None
+        same = known.get(layer.identity) if isinstance(layer, DirectoryLayer) and id(layer) not in mine else None
         if tree.upper is not None and tree.upper in (layer, same):
             raise LayerError(errno.EINVAL, "an upper is no lower before it is frozen", layer.label)
         stack.append(same if same is not None and isinstance(layer, DirectoryLayer) and same.shows_as(layer) else layer)
     if len({id(layer) for layer in [*stack, upper]}) <= len(lowers):
         raise LayerError(errno.EINVAL, "the same layer is given twice", lowers[0].label)
     return stack
-
-
-def _root(layer: DirectoryLayer) -> tuple[int, int]:
-    st = layer.stat(layer.root, b".")
-    return st.st_dev, st.st_ino
 
 
 class _Pair(NamedTuple):

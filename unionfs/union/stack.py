@@ -11,6 +11,7 @@ from unionfs.errors import LayerError, UnionError
 from unionfs.layer.directory import DirectoryLayer
 from unionfs.layer.protocol import Layer, WritableLayer
 from unionfs.layer.upper import UpperDirectory
+from unionfs.union.identity import identity_of
 
 HostPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 
@@ -98,8 +99,7 @@ def _same(path: str, other: str) -> bool:
 def _check_once(layers: Sequence[Layer]) -> None:
     seen: set[tuple[int, int]] = set()
     for layer in layers:
-        st = layer.stat(layer.root, b".")
-        key = (st.st_dev, st.st_ino)
+        key = identity_of(layer)
         if key in seen:
             raise LayerError(errno.EINVAL, "the same layer is given twice", layer.label)
         seen.add(key)
