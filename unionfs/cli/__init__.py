@@ -8,17 +8,40 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from unionfs.cli.errors import EXPECTED, as_failure
+from unionfs.cli.storecli import store_option
 
-# Name: where its click command is, and its line in `unionfs --help`.
-COMMANDS: dict[str, tuple[str, str]] = {
-    "try": ("unionfs.cli.try_:try_", "Run a command over a copy-on-write view of this machine's root."),
-    "mount": ("unionfs.cli.mount:mount", "Mount a union of layers at a directory."),
-    "umount": ("unionfs.cli.mount:umount", "Unmount, and wait until everything is on disk."),
-    "install-mount-helper": ("unionfs.cli.mount_helper:install", "Let mount(8) and /etc/fstab mount unions."),
-    "completion": ("unionfs.cli.completion:completion", "Print the set-up for completion in a shell."),
+# By heading, in the order of `unionfs --help`. Name: where its click command is, and its line there.
+SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
+    "Layers": {
+        "try": ("unionfs.cli.try_:try_", "Run a command over a copy-on-write view of this machine's root."),
+        "mount": ("unionfs.cli.mount:mount", "Mount a container, an image, or a union of layers."),
+        "umount": ("unionfs.cli.mount:umount", "Unmount, and wait until everything is on disk."),
+    },
+    "Images": {
+        "import": ("unionfs.cli.images:import_", "Make an image of a directory or a tar."),
+        "images": ("unionfs.cli.images:images", "List images."),
+        "tag": ("unionfs.cli.images:tag", "Give an image one more name."),
+        "squash": ("unionfs.cli.images:squash", "Make many layers of an image one."),
+        "rmi": ("unionfs.cli.images:rmi", "Remove images, or names of them."),
+    },
+    "Containers": {
+        "create": ("unionfs.cli.containers:create", "Make a container on an image."),
+        "ps": ("unionfs.cli.containers:ps", "List containers."),
+        "commit": ("unionfs.cli.containers:commit", "Make an image of a container, while it is in use."),
+        "fork": ("unionfs.cli.containers:fork", "Make a container of another one's present state."),
+        "rollback": ("unionfs.cli.containers:rollback", "Take a container to a point of a history, while mounted."),
+        "rename": ("unionfs.cli.containers:rename", "Call a container something else."),
+        "rm": ("unionfs.cli.containers:rm", "Remove containers."),
+    },
+    "Set-up": {
+        "install-mount-helper": ("unionfs.cli.mount_helper:install", "Let mount(8) and /etc/fstab mount unions."),
+        "completion": ("unionfs.cli.completion:completion", "Print the set-up for completion in a shell."),
+    },
 }
+COMMANDS = {name: where for section in SECTIONS.values() for name, where in section.items()}
 
 
 class LazyGroup(click.Group):
@@ -35,8 +58,14 @@ class LazyGroup(click.Group):
         return command
 
     def format_commands(self, _ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+        for title, commands in SECTIONS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, text) for name, (_, text) in commands.items()])
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        # Without importing all of them.
+        found = [CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)]
+        return [*found, *click.Command.shell_complete(self, ctx, incomplete)]
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -62,11 +91,16 @@ def _is_mount_call(args: list[str]) -> bool:
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="unionfs", message="unionfs %(version)s")
+@store_option
 def main() -> None:
     """One tree from many layers: read-only layers below, one writable layer on top.
 
     \b
     Examples:
+      unionfs import rootfs.tar debian:13
+      unionfs create --name web debian:13
+      unionfs mount web /mnt/web
+      unionfs commit -m "what I did" web web:1
+      unionfs umount /mnt/web
       unionfs mount /mnt/merged --lower /srv/base --upper /srv/changes
-      unionfs umount /mnt/merged
     """

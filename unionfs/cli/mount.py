@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
-from unionfs.cli.params import DIRECTORY
+from unionfs.cli.params import DIRECTORY, POINT_OR_DIRECTORY
+from unionfs.cli.storecli import store_option
 from unionfs.errors import MountError
 from unionfs.mount import daemon, mountinfo, runtime
 from unionfs.mount.engine import AUTO, OVERLAY, SHOWN_ELSEWHERE, MountOptions, check_mountpoint, engine_names
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 _PATIENCE = 3.0  # seconds of waiting for a daemon before a person is told
 
 
-def request_for(mountpoint: str, stack: StackOptions) -> daemon.Request:
-    """A checked request to mount ``stack``. Clears away the dead mount of a killed daemon, and says so.
+def free_mountpoint(mountpoint: str) -> str:
+    """The canonical path of a directory to mount on. Clears away the dead mount of a killed daemon, and says so.
 
     Raises ``MountError``.
     """
@@ -33,6 +34,12 @@ def request_for(mountpoint: str, stack: StackOptions) -> daemon.Request:
     if daemon.clear_dead_mount(path):
         click.echo(f"unionfs: {path}: cleared a dead mount: its daemon had been killed", err=True)
     check_mountpoint(path)
+    return path
+
+
+def request_for(mountpoint: str, stack: StackOptions) -> daemon.Request:
+    """A checked request to mount ``stack``; see ``free_mountpoint``. Raises ``MountError``."""
+    path = free_mountpoint(mountpoint)
     if not stack.lower and not stack.upper:
         raise MountError(errno.EINVAL, "no layer given", path)
     lower = [os.path.realpath(layer) for layer in stack.lower]
@@ -64,7 +71,7 @@ def request_for(mountpoint: str, stack: StackOptions) -> daemon.Request:
 
 
 @click.command()
-@click.argument("mountpoint", type=DIRECTORY)
+@click.argument("places", nargs=-1, required=True, type=POINT_OR_DIRECTORY, metavar="[CONTAINER] MOUNTPOINT")
 @click.option(
     "--lower",
     "-l",
@@ -86,8 +93,12 @@ def request_for(mountpoint: str, stack: StackOptions) -> daemon.Request:
 @click.option("--option", "-o", "options", multiple=True, metavar="OPT,…", help="Mount options, overlayfs's words too.")
 @click.option("--log", "log_file", type=click.Path(), help="Where the daemon's warnings go. Default: syslog")
 @click.option("--json", "as_json", is_flag=True, help="Print mountpoint, pid and engine as JSON.")
+@click.option(
+    "--print", "print_", is_flag=True, help="Print the kernel's own command for CONTAINER, and mount nothing."
+)
+@store_option
 def mount(
-    mountpoint: str,
+    places: tuple[str, ...],
     lower: tuple[str, ...],
     upper: str | None,
     work: str | None,
@@ -98,14 +109,19 @@ def mount(
     options: tuple[str, ...],
     log_file: str | None,
     as_json: bool,
+    print_: bool,
 ) -> None:
-    """Mount a union of layers at MOUNTPOINT.
+    """Mount a container at MOUNTPOINT; or, read-only, an image or any other point of a history; or, without a store, a
+    union of layers.
 
     Returns when the mount answers. A background process serves it until `umount`; a killed one leaves nothing that has
     to be cleared but the mount itself, which the next `unionfs mount` or `unionfs umount` does.
 
     \b
     Examples:
+      unionfs mount web /mnt/web
+      unionfs mount web:9~2 /mnt/before
+      unionfs mount --print web /mnt/web | sh
       unionfs mount /mnt/merged --lower /srv/base --upper /srv/changes
       unionfs mount /mnt/view --lower /srv/new --lower /srv/old
       unionfs mount /mnt/merged -o lowerdir=/srv/new:/srv/old,upperdir=/srv/up,workdir=/srv/work,noatime
@@ -117,11 +133,14 @@ def mount(
     if read_only:
         stack.fields["read_only"] = True
     stack.volatile |= volatile
-    if stack.volatile and stack.upper:
-        click.echo(
-            "unionfs: volatile: nothing is flushed; after a crash of the machine the upper may be damaged", err=True
-        )
-    request = request_for(mountpoint, stack)
+    layered = bool(stack.lower or stack.upper)
+    if print_:
+        _print_command(places, layered or foreground or read_only or bool(options))
+        return
+    if len(places) > 1:
+        request = _request_from_store(places, stack, layered)
+    else:
+        request = _request_for_layers(places[0], stack)
 
     def announce(record: runtime.Record) -> None:
         if as_json:
@@ -132,6 +151,34 @@ def mount(
         daemon.serve(request, announce)
     else:
         announce(daemon.spawn(request, log_file and os.path.abspath(log_file)))
+
+
+def _request_for_layers(mountpoint: str, stack: StackOptions) -> daemon.Request:
+    if stack.volatile and stack.upper:
+        click.echo(
+            "unionfs: volatile: nothing is flushed; after a crash of the machine the upper may be damaged", err=True
+        )
+    return request_for(mountpoint, stack)
+
+
+def _request_from_store(places: tuple[str, ...], stack: StackOptions, layered: bool) -> daemon.Request:
+    from unionfs.cli import mount_store
+
+    if len(places) > 2:
+        raise click.UsageError("one CONTAINER and one MOUNTPOINT")
+    if layered or stack.work:
+        raise click.UsageError("a container has its own layers: either CONTAINER MOUNTPOINT, or MOUNTPOINT --lower …")
+    if stack.volatile or stack.userxattr:
+        raise click.UsageError("a container in a store can't be volatile or userxattr: these are for --lower, --upper")
+    return mount_store.request_for(places[0], free_mountpoint(places[1]), stack.engine, stack.fields)
+
+
+def _print_command(places: tuple[str, ...], more: bool) -> None:
+    from unionfs.cli.kernel_command import print_command
+
+    if more or len(places) > 2:
+        raise click.UsageError("--print goes with CONTAINER [MOUNTPOINT] alone")
+    print_command(*places)
 
 
 @click.command()

@@ -42,6 +42,8 @@ class Request:
     upper: str | None = None
     engine: str = AUTO
     options: MountOptions
+    mounted: Callable[[Mount], None] | None = None
+    """Called with the mount, in the process that serves it, before anybody is told of it."""
 
 
 def clear_dead_mount(mountpoint: str) -> bool:
@@ -63,6 +65,8 @@ def serve(request: Request, announce: Callable[[runtime.Record], None]) -> None:
     # The record goes last: who waits for it finds the union closed.
     with _StopSignals() as stop, contextlib.ExitStack() as held, contextlib.closing(_open(request)) as fs:
         mounted = mount(fs, request.mountpoint, request.engine, **attrs.asdict(request.options, recurse=False))
+        if request.mounted is not None:
+            request.mounted(mounted)
         entry = mountinfo.mount_at(mounted.mountpoint)
         device = entry.device if entry is not None else ""
         record = runtime.Record(os.getpid(), mounted.mountpoint, device, mounted.engine, request.upper)
