@@ -276,7 +276,7 @@ def test_hard_links_that_were_copied_up(fs: UnionFS, top: Path, base: Path) -> N
 
 
 def test_a_directory_of_the_same_name_has_its_own_number(fs: UnionFS, top: Path, base: Path) -> None:
-    """Two directories never have one number, whoever stood where before."""
+    """Where one was renamed, and is back: two directories never have one number."""
     share, lib = fs.stat("/usr/share").st_ino, fs.stat("/usr/lib").st_ino
     for name in ("share", "lib"):
         fs.listdir(f"/usr/{name}")
@@ -287,6 +287,19 @@ def test_a_directory_of_the_same_name_has_its_own_number(fs: UnionFS, top: Path,
     fs.restack([base], new_upper(top))
     assert (fs.stat("/usr/share").st_ino, fs.stat("/usr/lib").st_ino) == (share, lib)
     assert fs.listdir("/usr/lib") == []
+
+
+def test_a_directory_with_another_layer_on_top_keeps_its_number(fs: UnionFS, top: Path, base: Path) -> None:
+    number = fs.stat("/etc").st_ino
+    other = top / "other"
+    write(other / "etc/more", "more")
+    fs.restack([other, base], new_upper(top))
+    assert fs.stat("/etc").st_ino == number
+    fs.write_text("/etc/more", "changed")  # The number goes to the upper with it.
+    assert fs.stat("/etc").st_ino == number
+    fs.close()
+    with UnionFS([other, base], top / "upper1") as again:
+        assert again.stat("/etc").st_ino == number
 
 
 def test_one_kind_becomes_another(fs: UnionFS, top: Path, base: Path) -> None:

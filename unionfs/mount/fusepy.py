@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from unionfs._sys.dispositions import as_python_says
@@ -116,6 +117,20 @@ def _escape(text: str) -> str:
     return os.fsencode(text.replace("\\", "\\\\").replace(",", "\\,")).decode("latin-1")
 
 
+class _Alone:
+    """Follows the tree of a mount whose kernel trusts names for a day, and can't be told otherwise by libfuse 2."""
+
+    def __init__(self, mountpoint: str) -> None:
+        self._mountpoint = mountpoint
+
+    def before(self, names: Sequence[object]) -> None:  # noqa: ARG002
+        text = "fusepy can't tell the kernel of another stack: mount by devfuse, or not as the only user"
+        raise MountError(errno.EBUSY, text, self._mountpoint)
+
+    def after(self, told: Sequence[object]) -> None:
+        """Never comes to it."""
+
+
 class _FuseMount(ServedMount):
     engine = FusepyEngine.name
 
@@ -128,6 +143,9 @@ class _FuseMount(ServedMount):
         self._thread = threading.Thread(
             target=self._serve, args=(words, options.sole), name=f"unionfs mount {mountpoint}", daemon=True
         )
+        self._follower = _Alone(mountpoint) if options.sole else None
+        if self._follower is not None:
+            fs.tree.follow(self._follower)
         self.begin()
         self._thread.start()
         try:
@@ -154,6 +172,8 @@ class _FuseMount(ServedMount):
             log.debug("%s: fuse_main: %r", self.mountpoint, error)
         finally:
             self.served.set()
+            if self._follower is not None:
+                self.tree.unfollow(self._follower)
             for signum in _LIBFUSE_SIGNALS:
                 as_python_says(signum)
             operations.close()

@@ -15,8 +15,9 @@ can do all it could before. What libfuse 2 leaves out of reach:
   that was removed can't be asked for its attributes;
 - each name of a hard link is a file of its own to the kernel, with its own cached pages: who has read from one name
   and keeps the file open may miss what is written by another name, until it is opened again;
-- an open file whose name the Python API gives to another: reading and writing go to the right file, but ``fstat`` and
-  ``fchmod`` go by the name; and the kernel gives the file up if the name is then of another type;
+- an open file whose name the Python API gives to another, itself or by another stack (``UnionFS.restack``): reading and
+  writing go to the right file, but ``fstat`` and ``fchmod`` go by the name; and the kernel gives the file up if the
+  name is then of another type;
 - POSIX ACLs are kept and shown, but the kernel checks mode bits alone, and the umask applies where a default ACL is;
 - ``fallocate(2)``, ``SEEK_HOLE``, ``renameat2(2)`` flags and ``O_TMPFILE`` are not passed on (fusepy 3.0.1, FUSE 7.19).
 """

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
+from unionfs.errors import LayerError
 from unionfs.layer.protocol import DT_DIR, DT_LNK, DT_REG, Layer, LayerDir, LayerFile, WritableLayer
 from unionfs.union.handle import Handle
 from unionfs.union.identity import Numbers, numbered, settle_number
@@ -334,7 +335,12 @@ class TreeReader:
                 if moves == self.moves:
                     return found
         with self.lock:
-            return look(n)
+            try:
+                return look(n)
+            except LayerError:
+                if isinstance(n, DirNode | FileNode) and n.dead:
+                    raise fail(errno.ENOENT, n.name) from None  # With its layer, after a restack.
+                raise
 
     def _file_attributes(self, n: Node) -> tuple[os.stat_result, int]:
         assert isinstance(n, FileNode)

@@ -109,11 +109,14 @@ def _with_those_that_stay(tree: Tree, lowers: Sequence[Layer], upper: WritableLa
 
 
 class _Pair(NamedTuple):
-    """A directory that stays, what the new stack has there, and the names that will lead elsewhere; ``None``: it is not
-    listed, and nothing is known below it."""
+    """A directory that stays, what the new stack has there, its number, and the names that will lead elsewhere.
+
+    ``changed`` is ``None`` where it is not listed, and nothing is known below it.
+    """
 
     old: DirNode
     new: DirNode
+    ino: int
     changed: set[bytes] | None
 
 
@@ -174,7 +177,7 @@ class _Change:
             if d.srcs is not None:
                 fresh.sources(f)
             if d.entries is None:
-                self._pairs.append(_Pair(d, f, None))
+                self._pairs.append(_Pair(d, f, self._number(d, f), None))
                 continue
             new = fresh.entries(f)
             changed = {name for name in new if name not in d.entries}
@@ -187,7 +190,7 @@ class _Change:
                         todo.append((entry, child))
                 elif code is None or not self._stays(d, f, name, entry, code):  # type: ignore[arg-type]
                     changed.add(name)
-            self._pairs.append(_Pair(d, f, changed))
+            self._pairs.append(_Pair(d, f, self._number(d, f), changed))
 
     def _with_links_elsewhere(self) -> set[DirNode]:
         """Directories with a name of a hard link whose object another layer holds, and those above them."""
@@ -208,6 +211,17 @@ class _Change:
             return False
         sources = self.fresh.sources(f)
         return len(sources) == len(d.srcs) and all(map(self._is_common_place, d.srcs, sources))
+
+    def _number(self, d: DirNode, f: DirNode) -> int:
+        """The directory's number for life; but another's where it would be seen twice, for what had it shows elsewhere
+        now: it was renamed, and is back."""
+        if d.ino == f.ino or d.parent is None:
+            return d.ino
+        sources = self.fresh.sources(f)
+        for old in self.tree.sources(d):
+            if id(old.layer) in self.stay and not any(_is_same(old, new) for new in sources):
+                return f.ino
+        return d.ino
 
     def _is_common_place(self, a: LayerDir, b: LayerDir) -> bool:
         return id(a.layer) in self._common and _is_same(a, b)
@@ -310,9 +324,7 @@ class _Change:
             d.srcs = self.fresh.sources(f)
         d.holders, d.shadow, d.shadow_of = f.holders, f.shadow, f.shadow_of
         d.entries = entries
-        if d.parent is not None:
-            # Nearly always what it has. If not, it is another directory, whose number goes to the upper with a copy-up.
-            d.ino = f.ino
+        d.ino = pair.ino
         d.st = d.keys = None
 
     def _bury(self, n: Node, word: _Word) -> None:

@@ -80,6 +80,12 @@ class Listings:
         with self._lock:
             self._drop(d)
 
+    def clear(self) -> None:
+        """The directories have other names now."""
+        with self._lock:
+            self._kept.clear()
+            self._names = 0
+
     def _drop(self, d: DirNode) -> None:
         found = self._kept.pop(d, None)
         if found is not None:

@@ -1,14 +1,12 @@
-"""The engine: mounting, agreeing with the kernel on features, and telling it what others change."""
+"""The engine: mounting, and agreeing with the kernel on features."""
 
 from __future__ import annotations
 
 import errno
 import logging
 import os
-import queue
 import re
 import sys
-import threading
 from typing import TYPE_CHECKING, ClassVar
 
 from unionfs._sys import fusedev
@@ -18,6 +16,7 @@ from unionfs.layer.owners import overflow_ids
 from unionfs.mount import mountinfo
 from unionfs.mount.devfuse import wire
 from unionfs.mount.devfuse.nodes import NodeTable
+from unionfs.mount.devfuse.notifying import Notifier
 from unionfs.mount.devfuse.openfiles import OpenFiles
 from unionfs.mount.devfuse.requests import Requests, Trust
 from unionfs.mount.devfuse.session import Handler, Session
@@ -27,7 +26,6 @@ from unionfs.mount.unmounting import unmount
 
 if TYPE_CHECKING:
     from unionfs.union.fs import UnionFS
-    from unionfs.union.node import Node
     from unionfs.union.tree import Tree
 
 log = logging.getLogger(__name__)
@@ -113,7 +111,7 @@ class _DevfuseMount(ServedMount):
     def __init__(self, tree: Tree, mountpoint: str, options: MountOptions) -> None:
         super().__init__(tree, mountpoint)
         self._options = options
-        self._notifier: _Notifier | None = None
+        self._notifier: Notifier | None = None
         trust = _trust(options)
         self._nodes = NodeTable(tree)
         self.begin()
@@ -141,8 +139,7 @@ class _DevfuseMount(ServedMount):
             raise
         self._read_ahead()
         self._session.start()
-        if not options.sole:
-            self._notifier = _Notifier(tree, self._nodes, self._session)
+        self._notifier = Notifier(tree, self._nodes, self._session, requests, sole=options.sole)
 
     def _take_away(self) -> None:
         try:
@@ -220,45 +217,3 @@ def _trust(options: MountOptions) -> Trust:
         missing=chosen(options.negative_timeout),
         attributes=chosen(options.attr_timeout),
     )
-
-
-class _Notifier:
-    """Tells the kernel what changed past it, from a thread of its own.
-
-    The kernel takes a directory's lock to invalidate an entry, which a process may hold that waits for an answer of
-    ours; so it is told neither by who changes the tree nor by who answers.
-    """
-
-    def __init__(self, tree: Tree, nodes: NodeTable, session: Session) -> None:
-        self._tree = tree
-        self._nodes = nodes
-        self._session = session
-        self._queue: queue.SimpleQueue[tuple[Node, bytes | None] | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="unionfs notify", daemon=True)
-        self._ended = False
-        self._thread.start()
-        tree.subscribe(self._changed)
-
-    def _changed(self, n: Node, name: bytes | None) -> None:
-        if not self._ended and threading.get_ident() not in self._session.idents:
-            self._queue.put((n, name))
-
-    def end(self) -> None:
-        """No more is told from now on: the connection is about to be closed, and its number to be another file's."""
-        self._ended = True
-        self._tree.unsubscribe(self._changed)
-        self._queue.put(None)
-        self._thread.join(1.0)  # One that waits in the kernel goes on when the connection is closed, and then ends.
-
-    def _run(self) -> None:
-        while (item := self._queue.get()) is not None and not self._ended:
-            n, name = item
-            number = self._nodes.number(n)
-            if number is None:
-                continue
-            if name is None:
-                message = wire.message(wire.NOTIFY_INVAL_INODE, wire.INVAL_INODE_OUT.pack(number, 0, 0))
-            else:
-                entry = wire.INVAL_ENTRY_OUT.pack(number, len(name), 0)
-                message = wire.message(wire.NOTIFY_INVAL_ENTRY, entry, name, b"\0")
-            self._session.notify(message)

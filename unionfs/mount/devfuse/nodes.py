@@ -168,8 +168,8 @@ class NodeTable:
 
     def known(self, d: DirNode, name: bytes) -> int | None:
         """The number of a file without a node that the kernel knows by its place on a shelf; counted once more."""
-        number = self._find(d, name)
-        if number is None or number in self.nodes:
+        number = self.shelved(d, name)
+        if number is None:
             return None
         with self._lock:
             shelf = self._shelves.get(number & ~_INDEX)
@@ -182,6 +182,11 @@ class NodeTable:
         """The entry may lose its name: what the kernel knows by its place is tied to its node."""
         if self._shelf_of and (number := self._find(d, name)) is not None and number not in self.nodes:
             self.tie(number)
+
+    def shelved(self, d: Node, name: bytes) -> int | None:
+        """The number of a file without a node, if the kernel knows one by its place on a shelf."""
+        number = self._find(d, name) if self._shelf_of else None  # type: ignore[arg-type]
+        return None if number in self.nodes else number
 
     def tie(self, number: int) -> Node:
         """The node of a place on a shelf, from now on. ``ENOENT``, ``ESTALE``."""

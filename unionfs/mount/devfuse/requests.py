@@ -16,6 +16,7 @@ from unionfs.mount.devfuse.listing import DOT, DOT_DOT, Listings
 from unionfs.mount.devfuse.nodes import NodeTable
 from unionfs.mount.devfuse.openfiles import OpenFiles
 from unionfs.mount.devfuse.session import LATER, Handler, Header
+from unionfs.union.node import FileNode
 from unionfs.union.reader import fail
 from unionfs.union.serving import (
     attributes_shown,
@@ -84,8 +85,8 @@ class Requests:
             wire.BATCH_FORGET: self.batch_forget,
             wire.GETATTR: self.getattr,
             wire.STATX: self.statx,
-            wire.SETATTR: self.setattr,
-            wire.READLINK: self.readlink,
+            wire.SETATTR: self._again(self.setattr),
+            wire.READLINK: self._again(self.readlink),
             wire.SYMLINK: self.symlink,
             wire.MKNOD: self.mknod,
             wire.MKDIR: self.mkdir,
@@ -96,7 +97,7 @@ class Requests:
             wire.LINK: self.link,
             wire.CREATE: self.create,
             wire.TMPFILE: self.tmpfile,
-            wire.OPEN: files.open,
+            wire.OPEN: self._again(files.open),
             wire.READ: files.read,
             wire.WRITE: files.write,
             wire.RELEASE: files.release,
@@ -107,10 +108,10 @@ class Requests:
             wire.STATFS: self.statfs,
             wire.SYNCFS: self.sync,
             wire.FSYNCDIR: self.sync,
-            wire.GETXATTR: self.getxattr,
-            wire.LISTXATTR: self.listxattr,
-            wire.SETXATTR: self.setxattr,
-            wire.REMOVEXATTR: self.removexattr,
+            wire.GETXATTR: self._again(self.getxattr),
+            wire.LISTXATTR: self._again(self.listxattr),
+            wire.SETXATTR: self._again(self.setxattr),
+            wire.REMOVEXATTR: self._again(self.removexattr),
             wire.READDIR: self.readdir,
             wire.READDIRPLUS: self.readdirplus,
             wire.INTERRUPT: self.nothing,
@@ -120,6 +121,26 @@ class Requests:
             found[wire.OPENDIR] = self.opendir
             found[wire.RELEASEDIR] = self.destroy
         return found
+
+    def restacked(self) -> None:
+        """The tree is another's: what is kept of it goes."""
+        self._masked.clear()
+        self._listings.clear()
+
+    def _again(self, handler: Handler) -> Handler:
+        """What fails since the file has lost its name meanwhile fails in such a way (``ESTALE``) that the kernel looks
+        the name up once more, which may be another file's by now (fs/namei.c, ``retry_estale``)."""
+
+        def handle(h: Header, body: memoryview, out: memoryview, wait: bool) -> int | None:
+            try:
+                return handler(h, body, out, wait)
+            except FileNotFoundError:
+                n = self._nodes.get(h[3])
+                if isinstance(n, FileNode) and n.dead:
+                    return -errno.ESTALE
+                raise
+
+        return handle
 
     # Names
 

@@ -32,6 +32,7 @@ Handler: TypeAlias = Callable[[Header, memoryview, memoryview, bool], int | None
 """``(header, body, out, wait)``: fill ``out`` and tell how many bytes of it are the answer; ``None`` for no answer.
 Errors are ``OSError``, or the negative errno where one is all too usual."""
 
+_SHORT = 0.0002  # seconds that most requests take less than
 _MOMENT = 0.005  # seconds after which another thread takes over
 _IDLE = 200  # moments without a request, after which nobody watches
 _THREADS = 24
@@ -46,7 +47,7 @@ _SOON_NS = 100_000
 class _Worker:
     """A thread's own: memory for the largest request and answer (page by page as it is used), and how to wake it."""
 
-    __slots__ = ("inbox", "outbox", "room", "turn", "waiting")
+    __slots__ = ("inbox", "outbox", "request", "room", "turn", "waiting")
 
     def __init__(self, fd: int) -> None:
         self.inbox = memoryview(bytearray(wire.IN_BUFFER))
@@ -56,6 +57,8 @@ class _Worker:
         self.waiting.register(fd, select.POLLIN)
         self.turn = threading.Lock()
         self.turn.acquire()
+        self.request = 0
+        """Counts up with each request that it answers; 0: none."""
 
 
 class Session:
@@ -111,6 +114,15 @@ class Session:
         if finished:
             self._watcher.join()  # It looks every moment.
         return finished
+
+    def settle(self, timeout: float) -> None:
+        """Wait until what is being answered now has been, at most ``timeout`` seconds."""
+        with self._change:
+            busy = {worker: worker.request for worker in self._workers if worker.request}
+        deadline = time.monotonic() + timeout
+        for worker, request in busy.items():
+            while worker.request == request and time.monotonic() < deadline:
+                time.sleep(_SHORT)
 
     def _add_worker(self) -> None:
         """A thread more, which leads. The lock is held, or there is none yet."""
@@ -203,6 +215,7 @@ class Session:
         patience = self._patience
         while self._leader is worker:
             self._busy = False
+            worker.request = 0
             try:
                 length = 0
                 for _ in range(patience):
@@ -224,10 +237,11 @@ class Session:
                 self._end()
                 return
             self._busy = True
-            self._count += 1
+            worker.request = self._count = self._count + 1
             if self._resting:
                 self._unwatched.set()
             answer(worker, header(inbox), inbox[size:length])
+        worker.request = 0
 
     def _await(self, worker: _Worker, patience: int) -> int:
         """Sleep until a request comes; how often to ask for the next ones before sleeping."""
