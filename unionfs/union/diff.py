@@ -41,7 +41,7 @@ class Change:
     """Of a changed path: ``data`` (bytes, link target or device number), ``mode``, ``owner``, ``times`` (modification),
     ``xattrs`` (ACLs and capabilities among them), ``type``."""
     renamed_from: str | None = None
-    """Of an added directory: the path in the old tree that it was renamed from, if it was."""
+    """Of a directory that was none under this path: the path in the old tree that it was renamed from, if it was."""
     before: os.stat_result | None = attrs.field(default=None, eq=False, repr=False)
     """Metadata in the old tree; ``None`` for an added path."""
     after: os.stat_result | None = attrs.field(default=None, eq=False, repr=False)
@@ -197,9 +197,12 @@ class _Comparison:
         elif isinstance(new, DirNode) and isinstance(old, DirNode):
             yield self.directory(path, old, new)
         elif old.kind != new.kind:
-            yield self.changed(path, old, new, {"type"})
+            change = self.changed(path, old, new, {"type"})
             if isinstance(new, DirNode):
+                yield attrs.evolve(change, renamed_from=self.origin(path, new))
                 yield self.content(path, new)
+            else:
+                yield change
         else:
             assert isinstance(old, FileNode)
             assert isinstance(new, FileNode)

@@ -10,6 +10,7 @@ from collections.abc import Hashable, Iterable, Sequence
 import attrs
 
 from unionfs.layer.protocol import DT_LNK, DT_REG
+from unionfs.types import RENAME_EXCHANGE
 from unionfs.union import removal
 from unionfs.union.copyup import copy_file, tolerated
 from unionfs.union.diff import Change, Places, compare, find
@@ -79,28 +80,32 @@ class _Replay:
     def _move(self) -> bool:
         """Move what only has another path: directories, and files whose bytes are in a layer that both trees have."""
         lowers = self.places.common(self.source, self.target)
-        found = [(path, self._origin(path, change, lowers)) for path, change in self.changes.items()]
-        return sum(n is not None and self._move_to(path, n) for path, n in found) > 0
+        origins = {}
+        for path, change in self.changes.items():
+            place = self._origin(path, change, lowers)
+            if place is not None and self._goes(place):
+                n = find(self.target, place)
+                if n is not None and n not in origins:
+                    origins[n] = (path, *self.target.resolve_parent(place))
+        return sum(self._move_to(path, n, d, name) for n, (path, d, name) in origins.items()) > 0
 
-    def _origin(self, path: bytes, change: Change, lowers: set[Hashable]) -> Node | None:
-        """What the target has elsewhere, and the source has not any more."""
+    def _origin(self, path: bytes, change: Change, lowers: set[Hashable]) -> bytes | None:
+        """Where the target has the same directory, or the same bytes, if it can be told."""
         if change.renamed_from is not None:
-            place = _raw(change.renamed_from)
-        elif not _has_new_data(change):
+            return _raw(change.renamed_from)
+        if not _has_new_data(change):
             return None
-        else:
-            n = self.source.resolve(path, follow=False)
-            assert isinstance(n, FileNode)
-            home, name = self.source.data_of(n) or (n.home, n.lname)
-            if self.places.layer(home.layer) not in lowers:
-                return None
-            place = home.path + b"/" + name
-            there = find(self.target, place)
-            if not isinstance(there, FileNode) or there.names is not None:
-                return None
-            if not self.places.same(self.target.data_of(there) or (there.home, there.lname), (home, name)):
-                return None
-        return find(self.target, place) if self._goes(place) else None
+        n = self.source.resolve(path, follow=False)
+        assert isinstance(n, FileNode)
+        home, name = self.source.data_of(n) or (n.home, n.lname)
+        if self.places.layer(home.layer) not in lowers:
+            return None
+        place = home.path + b"/" + name
+        there = find(self.target, place)
+        if not isinstance(there, FileNode):
+            return None
+        same = self.places.same(self.target.data_of(there) or (there.home, there.lname), (home, name))
+        return place if same else None
 
     def _goes(self, path: bytes) -> bool:
         """Whether something else is under this path in the source, or nothing."""
@@ -114,20 +119,23 @@ class _Replay:
             path = path.rpartition(b"/")[0]
         return False
 
-    def _move_to(self, path: bytes, n: Node) -> bool:
+    def _move_to(self, path: bytes, n: Node, d: DirNode, name: bytes) -> bool:
         there = find(self.target, path)
-        if n.parent is None or there is n or (there is not None and there.kind != n.kind):
+        if self.target.entries(d).get(name) is not n and n.parent is not None:
+            d, name = n.parent, n.name  # Something else has changed places with it.
+        if n is there or d.dead or self.target.entries(d).get(name) is not n:
             return False
-        parent, _, name = path.rpartition(b"/")
-        old = n.parent
+        parent, _, name2 = path.rpartition(b"/")
+        # What is there may have to move too.
+        flags = 0 if there is None else RENAME_EXCHANGE
         try:
-            self.target.rename(old, n.name, self._directory(parent), name)
+            self.target.rename(d, name, self._directory(parent), name2, flags)
         except OSError as error:
             # Into itself; or without redirects. Then it is copied.
             if error.errno not in (errno.EINVAL, errno.EXDEV):
                 raise
             return False
-        self._touch(old.path)
+        self._touch(d.path)
         return True
 
     # What goes and comes
@@ -312,7 +320,7 @@ def _remove_tree(tree: Tree, n: DirNode, d: DirNode, name: bytes) -> None:
 def _has_new_data(change: Change) -> bool:
     """A regular file whose bytes the old tree does not have under this path."""
     after = change.after
-    if after is None or not stat.S_ISREG(after.st_mode) or after.st_nlink > 1:
+    if after is None or not stat.S_ISREG(after.st_mode):
         return False
     return change.kind == "added" or not change.what.isdisjoint({"data", "type"})
 
