@@ -303,8 +303,11 @@ class _Archive:
                 link = data.partition(b"\0")[0]
             else:
                 records += parse_pax(data)
-        # An empty value takes a record back: what the header says holds (POSIX).
-        pax = {**self._global, **{key: value for key, value in records if value}} if records else self._global
+        pax = self._global
+        if records:
+            # An empty value takes earlier ones back: what the header says holds (POSIX). An attribute's may be empty.
+            pax = {**pax, **dict(records)}
+            pax = {key: value for key, value in pax.items() if value or key.startswith(_XATTR)}
         name = pax.get(b"GNU.sparse.name") or pax.get(b"path") or name or header.name
         link = pax.get(b"linkpath") or link or header.link
         return self._entry(header, name, link, pax, records)
