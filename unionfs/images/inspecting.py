@@ -6,10 +6,9 @@ from __future__ import annotations
 import collections
 import datetime as dt
 import os
-import zlib
 from typing import TYPE_CHECKING, Any
 
-from unionfs.errors import NotFoundError
+from unionfs.errors import NotFoundError, StoreError
 from unionfs.images import points
 from unionfs.images.layering import CHANGES, read_changes
 from unionfs.images.times import rfc3339
@@ -137,8 +136,7 @@ def _counts(keep: Keep, layer: LayerRecord) -> dict[str, int] | None:
     if layer.diff_id is None:
         return None
     try:
-        with open(_changes(keep, layer), "rb") as file:
-            kinds = collections.Counter(str(line["kind"]) for line in read_changes(file.read()))
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error):
+        kinds = collections.Counter(str(line.get("kind")) for line in read_changes(_changes(keep, layer)))
+    except (OSError, StoreError):
         return None
     return {kind: kinds[kind] for kind in ("added", "changed", "deleted")}

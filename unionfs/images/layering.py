@@ -15,12 +15,14 @@ import os
 import queue
 import stat
 import threading
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import attrs
 import xxhash
 
+from unionfs.errors import StoreError
 from unionfs.layer.protocol import DT_DIR, DT_LNK, DT_REG, DT_SOCK, DT_WHT
 from unionfs.oci.tar import Entry, TarWriter
 from unionfs.union.diff import Change
@@ -234,11 +236,17 @@ def _whiteout(path: bytes) -> Entry:
     return Entry(path=path, kind=DT_WHT)
 
 
-def read_changes(data: bytes) -> Iterator[dict[str, Any]]:
-    """The lines of a list of changes."""
-    with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-        for line in file:
-            yield json.loads(line)
+def read_changes(path: str) -> list[dict[str, Any]]:
+    """The lines of the list of changes at ``path``. ``StoreError`` if it is damaged; ``OSError``."""
+    with open(path, "rb") as raw:
+        try:
+            with gzip.GzipFile(fileobj=raw) as file:
+                lines = [json.loads(line) for line in file]
+            if all(isinstance(line, dict) and isinstance(line["path"], str) for line in lines):
+                return lines
+        except (gzip.BadGzipFile, EOFError, ValueError, KeyError, RecursionError, zlib.error):
+            pass
+    raise StoreError(f"{path}: the list of a layer's changes is damaged")
 
 
 __all__ = ["CHANGES", "DT_DIR", "Layered", "Sink", "layer_of", "read_changes"]
