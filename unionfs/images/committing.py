@@ -11,17 +11,19 @@ from collections.abc import Sequence
 
 from unionfs.errors import StoreError
 from unionfs.images.layering import layer_of
-from unionfs.images.publishing import NewLayer, Provenance, Report, publish
+from unionfs.images.publishing import NewLayer, Provenance, Report, publish, read_config
 from unionfs.images.stacks import Stack, new_upper
 from unionfs.images.times import source_date_epoch
-from unionfs.layer.directory import DirectoryLayer
+from unionfs.layer.merged import pack
 from unionfs.oci.changes import apply_change
 from unionfs.oci.model import History, ImageConfig
 from unionfs.oci.platform import this_platform
 from unionfs.store.durable import flush_tree, remove_tree
 from unionfs.store.keep import Keep
 from unionfs.store.records import ImageRecord, LayerRecord
+from unionfs.union.commit import complete_links
 from unionfs.union.diff import Change, compare
+from unionfs.union.indexing import notes_of
 from unionfs.union.reader import TreeReader
 from unionfs.union.replay import replay
 from unionfs.union.surplus import surplus
@@ -40,21 +42,22 @@ def image_layer_of(keep: Keep, chain: Sequence[LayerRecord]) -> tuple[int, Layer
     return len(chain), None
 
 
-def config_of(keep: Keep, base: LayerRecord | None, hint: str | None) -> tuple[ImageConfig, ImageRecord | None]:
-    """The config that an image has whose topmost layer is ``base``: that of the image ``hint`` if it has this layer,
-    else of one that has; and the image that is exactly this."""
-    diff_ids = tuple(layer.diff_id or "" for layer in reversed(keep.records.chain(None if base is None else base.id)))
+def config_of(keep: Keep, below: Sequence[LayerRecord], hint: str | None) -> tuple[ImageConfig, ImageRecord | None]:
+    """The config that an image has whose layers are ``below``, topmost first: that of the image ``hint`` if it has
+    these, else of one that has; and the image that is exactly this."""
+    base = below[0] if below else None
+    diff_ids = tuple(layer.diff_id or "" for layer in reversed(below))
     tops = [] if base is None else [image.id for image in keep.records.images_of(base.id)]
     for candidate in [*([hint] if hint is not None else []), *tops, *_above(keep, base)]:
         image = keep.records.image(candidate)
         if image is None:
             continue
-        config = ImageConfig.parse(keep.blobs.get(image.id))
+        config = read_config(keep, image.id)
         if config.diff_ids[: len(diff_ids)] == diff_ids:
             exact = len(config.diff_ids) == len(diff_ids)
             return config.upto(len(diff_ids)), image if exact else None
     config = ImageConfig.new(*this_platform())
-    for layer in reversed(keep.records.chain(None if base is None else base.id)):
+    for layer in reversed(below):
         config = config.with_layer(
             layer.diff_id, History(layer.created or None, layer.author, layer.created_by, layer.comment)
         )
@@ -93,7 +96,10 @@ def commit_layer(
     epoch = source_date_epoch()
     with Stack(keep, top) as stack:
         snapshots, base = image_layer_of(keep, stack.records)
-        config, parent = config_of(keep, base, image)
+        below = stack.records[snapshots:]
+        if base is not None and base is not below[0]:
+            below = keep.records.chain(base.id)
+        config, parent = config_of(keep, below, image)
         for change in changes:
             config = apply_change(config, change)
         new, old = stack.tree(), stack.tree(snapshots)
@@ -106,10 +112,14 @@ def commit_layer(
             if container is not None and keep.records.container(container) is not None:
                 keep.records.set_container(container, image=made)
 
+        def finish(config: ImageConfig, layer: NewLayer | None) -> str:
+            return publish(
+                keep, config, base, layer, name=name, parent=parent, container=container, below=below, also=also
+            )
+
         if not found:
             config = config.with_layer(None, provenance.history())
-            made = publish(keep, config, base, None, name=name, parent=parent, container=container, also=also)
-            return made, settled[0]
+            return finish(config, None), settled[0]
         if report is not None:
             report("hashing", 0, 0)
         frozen = stack.records[0]
@@ -118,11 +128,17 @@ def commit_layer(
         config = config.with_layer(layered.diff_id, provenance.history())
         fits = snapshots == 1 and frozen.parent == (None if base is None else base.id)
         if fits and not surplus(new, old, stack.layers[0], found):
-            plain = NewLayer(parent=base, layered=layered, provenance=provenance, epoch=epoch, snapshot=frozen)
-            made = publish(keep, config, base, plain, name=name, parent=parent, container=container, also=also)
-            return made, settled[0]
-        with keep.places.staging() as staging, Stack(keep, None if base is None else base.id) as below:
-            write_clean(keep, staging, new, below, found)
+            plain = NewLayer(
+                parent=base,
+                layered=layered,
+                provenance=provenance,
+                epoch=epoch,
+                snapshot=frozen,
+                index=pack(notes_of(new)),
+            )
+            return finish(config, plain), settled[0]
+        with keep.places.staging() as staging, Stack(keep, None if base is None else base.id) as lower:
+            write_clean(keep, staging, new, lower, found)
             clean = NewLayer(
                 parent=base,
                 layered=layered,
@@ -131,8 +147,7 @@ def commit_layer(
                 staged=wrapped(staging),
                 snapshot=frozen,
             )
-            made = publish(keep, config, base, clean, name=name, parent=parent, container=container, also=also)
-        return made, settled[0]
+            return finish(config, clean), settled[0]
 
 
 def write_clean(keep: Keep, staging: str, source: TreeReader, below: Stack, changes: Sequence[Change]) -> None:
@@ -147,6 +162,7 @@ def write_clean(keep: Keep, staging: str, source: TreeReader, below: Stack, chan
     target = Tree(below.layers, upper)
     try:
         replay(source, target, changes)
+        complete_links(target)
         for change in compare(source, target):
             raise StoreError(f"a clean layer can't be made: {change} differs in it")
     finally:
@@ -158,8 +174,3 @@ def write_clean(keep: Keep, staging: str, source: TreeReader, below: Stack, chan
 def wrapped(staging: str) -> str:
     """Where in ``staging`` a layer stands ready to be published."""
     return f"{staging}/layer"
-
-
-def layer_at(keep: Keep, layer: str) -> DirectoryLayer:
-    """One layer by itself."""
-    return DirectoryLayer(keep.places.diff(layer))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from unionfs.images.publishing import read_config
 from unionfs.images.stacks import Stack, StoreFS
 from unionfs.images.times import parsed
 from unionfs.oci.model import ImageConfig, Manifest
@@ -68,7 +69,7 @@ class Image:
     @property
     def config(self) -> ImageConfig:
         """``StoreError`` if the blob is missing or damaged."""
-        return ImageConfig.parse(self._keep.blobs.get(self.id))
+        return read_config(self._keep, self.id)
 
     @property
     def manifest(self) -> Manifest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 import attrs
@@ -62,10 +63,22 @@ class NewLayer:
     """The directory with ``diff`` in it that stands ready; ``None`` for a snapshot that becomes the layer."""
     snapshot: LayerRecord | None = None
     """The snapshot that becomes the layer, or that shows the same tree."""
+    index: bytes | None = None
+    """Its index, where somebody made it already."""
 
     def chain_id(self) -> str:
         below = () if self.parent is None or self.parent.chain_id is None else (self.parent.chain_id,)
         return chain_ids((*below, self.layered.diff_id))[-1]
+
+
+_RECENT: OrderedDict[str, ImageConfig] = OrderedDict()
+"""Configs that were made just now: who commits a thousand times goes on from what it has just written."""
+
+
+def read_config(keep: Keep, image: str) -> ImageConfig:
+    """The config of an image. ``StoreError`` if its blob is missing or damaged."""
+    data = keep.blobs.get(image)
+    return _RECENT.get(image) or ImageConfig.parse(data)
 
 
 def manifest_of(config: bytes, layers: Sequence[LayerRecord], parent: ImageRecord | None) -> bytes:
@@ -84,17 +97,21 @@ def publish(
     name: str | None,
     parent: ImageRecord | None,
     container: str | None = None,
+    below: Sequence[LayerRecord] | None = None,
     also: Callable[[str, LayerRecord | None], None] | None = None,
 ) -> str:
     """Make the image of ``config``, its layers flushed and named; its id.
 
-    ``top``: its topmost layer, or what ``new`` stands on. ``also`` is called in the same transaction, with the image's
-    id and the layer that ``new`` came to: one that is there already, if it has the same content on the same layers.
+    ``top``: its topmost layer, or what ``new`` stands on; ``below``: that and all that it stands on, topmost first, if
+    it was read already. ``also`` is called in the same transaction, with the image's id and the layer that ``new`` came
+    to: one that is there already, if it has the same content on the same layers.
     """
     raw = config.to_bytes()
     with keep.places.publishing():
         layer = None if new is None else _ready(keep, new)
-        before = [] if top is None else keep.records.chain(top.id)[::-1]
+        if below is None:
+            below = keep.records.chain(None if top is None else top.id)
+        before = below[::-1]
         layers = [*before, *([layer] if layer is not None else [])]
         image = keep.blobs.put(raw)
         manifest = keep.blobs.put(manifest_of(raw, layers, parent))
@@ -117,6 +134,9 @@ def publish(
                 keep.records.set_tag(name, image)
             if also is not None:
                 also(image, layer)
+        _RECENT[image] = config
+        while len(_RECENT) > 8:
+            _RECENT.popitem(last=False)
         if spare is not None:
             keep.places.discard(keep.places.layer(spare))
     return image
@@ -130,7 +150,10 @@ def _ready(keep: Keep, new: NewLayer) -> LayerRecord:
         assert new.snapshot is not None
         key, at = new.snapshot.id, keep.places.layer(new.snapshot.id)
     _put(keep, at, CHANGES, new.layered.changes)
-    _put(keep, at, INDEX, index_of(keep, os.path.join(at, "diff"), new.parent))
+    index = new.index
+    if index is None:
+        index = index_of(keep, os.path.join(at, "diff"), new.parent)
+    _put(keep, at, INDEX, index)
     size = size_on_disk(os.path.join(at, "diff"))
     if new.staged is not None:
         flush_tree(at)
