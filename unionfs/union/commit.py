@@ -70,7 +70,7 @@ def commit(
     with tree.lock:
         upper = tree.writable()
         record = _record(tree, message, author, created_by, created)
-        _complete_links(tree)
+        complete_links(tree)
         fresh = upper.begin_freeze(destination)
         with tree.moving():
             try:
@@ -135,8 +135,8 @@ def history(tree: Tree) -> list[HistoryEntry]:
     return [info(layer) for layer in tree.resolver.layers if layer is not tree.upper]
 
 
-def _complete_links(tree: Tree) -> None:
-    """Make every name of the upper's hard links in the upper, so that the layer needs no index."""
+def complete_links(tree: Tree) -> None:
+    """Make every name of the upper's hard links in the upper, so that it can be a layer, which has no index."""
     kept = tree.links.in_index()
     if any(tree.links.names_unknown(n) for n in kept):
         log.info("commit: looking for other names of %d hard links", len(kept))
