@@ -36,6 +36,19 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "rename": ("unionfs.cli.containers:rename", "Call a container something else."),
         "rm": ("unionfs.cli.containers:rm", "Remove containers."),
     },
+    "History": {
+        "diff": ("unionfs.cli.differences:diff", "What a container changes, or what turns one point into another."),
+        "history": ("unionfs.cli.history:history", "The layers of an image or a container."),
+        "log": ("unionfs.cli.history:log", "The tree of all layers, and what points at them."),
+        "blame": ("unionfs.cli.history:blame", "Which layers touched a path."),
+        "bloat": ("unionfs.cli.history:bloat", "What an image carries and nobody can see."),
+        "inspect": ("unionfs.cli.history:inspect", "All that is known of anything, as JSON."),
+    },
+    "The store": {
+        "gc": ("unionfs.cli.upkeep:gc", "Remove what nothing refers to."),
+        "du": ("unionfs.cli.upkeep:du", "What takes room."),
+        "fsck": ("unionfs.cli.upkeep:fsck", "Hash everything again, and name what is wrong."),
+    },
     "Set-up": {
         "install-mount-helper": ("unionfs.cli.mount_helper:install", "Let mount(8) and /etc/fstab mount unions."),
         "completion": ("unionfs.cli.completion:completion", "Print the set-up for completion in a shell."),

@@ -48,6 +48,11 @@ def count_of(number: int, word: str) -> str:
     return f"{number:,} {word if number == 1 else plural}"
 
 
+def line_of(change: Change) -> str:
+    """``A /etc/hosts``, with colours."""
+    return f"{click.style(change.letter, fg=_COLOURS[change.letter])} {shown(change.path)}"
+
+
 def lines(changes: Sequence[Change], *, everything: bool = False) -> Iterator[str]:
     """One line for each change, with colours (click strips them off a terminal).
 
@@ -65,8 +70,7 @@ def lines(changes: Sequence[Change], *, everything: bool = False) -> Iterator[st
             inside = list(changes[start:i])
         note = _note(change, inside, moved.get(change.path))
         slash = "/" if _is_directory(change) and change.path != "/" else ""
-        letter = click.style(change.letter, fg=_COLOURS[change.letter])
-        path = f"{letter} {shown(change.path)}{slash}"
+        path = f"{line_of(change)}{slash}"
         yield f"{path}  {click.style(note, dim=True)}" if note else path
 
 

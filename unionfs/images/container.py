@@ -233,7 +233,7 @@ class Container:
                     return {"layer": self._freeze(said, request["why"])}
             case "diff":
                 with self._mutex:
-                    return {"changes": [to_wire(change) for change in self.fs.diff(request["path"])]}
+                    return {"changes": [to_wire(change) for change in self._changes(request["path"])]}
             case "rollback":
                 with self._mutex:
                     self._roll_back(request["layer"], request["image"], Provenance(**request["said"]))
@@ -259,15 +259,29 @@ class Container:
     # What people do with it
 
     def diff(self, path: str | os.PathLike[str] = "/") -> list[Change]:
-        """What it changes at and below ``path``, compared with the layers that it stands on; see ``UnionFS.diff``.
+        """What it changes at and below ``path``, compared with the image that it stands on; see ``UnionFS.diff``.
 
-        After a fork or a roll-back these are not the image's: ``store.diff(image, container)`` compares with any point.
+        What a fork or a roll-back froze of it meanwhile is a part of that. ``store.diff(point, container)`` compares
+        with any point.
         """
         return self._by_holder(
             {"op": "diff", "path": os.fsdecode(path)},
-            lambda: list(self.fs.diff(path)),
+            lambda: self._changes(os.fsdecode(path)),
             lambda answer: [from_wire(change) for change in answer["changes"]],
         )
+
+    def _changes(self, path: str) -> list[Change]:
+        from unionfs.images.committing import image_layer_of
+        from unionfs.layer.memory import MemoryLayer
+        from unionfs.union.diff import compare
+        from unionfs.union.reader import TreeReader
+
+        snapshots, _ = image_layer_of(self._keep, self.history())
+        if not snapshots:
+            return list(self.fs.diff(path))
+        tree = self.fs.tree
+        below = tree.resolver.layers[1 + snapshots :]
+        return list(compare(tree, TreeReader(below or [MemoryLayer()]), path))
 
     def commit(
         self,
