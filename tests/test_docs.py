@@ -299,6 +299,8 @@ def test_the_format_names_every_mark():
         for name, value in vars(whiteout).items()
         if name.isupper() and not name.startswith("_") and isinstance(value, bytes) and not value.endswith(b".")
     }
+    marks.remove(whiteout.TRANSIT_OPAQUE.decode())
+    assert f"`{whiteout.TRANSIT_OPAQUE.decode()}`" in text
     assert {"opaque", "unionfs.ino"} <= marks
     assert not {mark for mark in marks if f"`overlay.{mark}`" not in text}
 
