@@ -348,7 +348,7 @@ def test_programs_that_walk_meanwhile(fs: UnionFS, top: Path, mnt: Path) -> None
                 time.sleep(0.02)
         finally:
             stop.touch()
-        assert int(walking.communicate()[0]) > 3
+        assert int(walking.communicate()[0]) > 0
         assert walking.returncode == 0
         complaints = finding.communicate()[0].splitlines()
         assert not [line for line in complaints if "No such file" not in line]

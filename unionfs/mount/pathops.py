@@ -129,9 +129,12 @@ class PathOperations:
         self._linked: set[int] = set()
 
     def __call__(self, operation: str, *args: Any) -> Any:
+        resolver = self._tree.resolver
         try:
             return getattr(self, operation)(*args)
         except OSError as error:
+            if error.errno == errno.ENOENT and self._tree.resolver is not resolver:
+                raise _fail(errno.ESTALE) from None  # The kernel looks again in the other stack (``retry_estale``).
             if error.errno:
                 raise
             failure: BaseException = error

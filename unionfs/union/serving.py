@@ -78,7 +78,12 @@ def look_up(tree: Tree, d: Node, name: bytes) -> tuple[Node, os.stat_result, int
             return None  # Gone since.
         if st is not None:
             return found, st, 1
-    st, nlink = tree.attributes(found)
+    try:
+        st, nlink = tree.attributes(found)
+    except FileNotFoundError:
+        if (d.entries or {}).get(name) is found:
+            raise
+        return look_up(tree, d, name)  # The name leads elsewhere since.
     return found, st, nlink
 
 

@@ -84,7 +84,7 @@ class Requests:
             wire.FORGET: self.forget,
             wire.BATCH_FORGET: self.batch_forget,
             wire.GETATTR: self.getattr,
-            wire.STATX: self.statx,
+            wire.STATX: self._again(self.statx),
             wire.SETATTR: self._again(self.setattr),
             wire.READLINK: self._again(self.readlink),
             wire.SYMLINK: self.symlink,
@@ -128,19 +128,23 @@ class Requests:
         self._listings.clear()
 
     def _again(self, handler: Handler) -> Handler:
-        """What fails since the file has lost its name meanwhile fails in such a way (``ESTALE``) that the kernel looks
-        the name up once more, which may be another file's by now (fs/namei.c, ``retry_estale``)."""
+        """With ``_nameless`` for what fails because the file has lost its name."""
 
         def handle(h: Header, body: memoryview, out: memoryview, wait: bool) -> int | None:
             try:
                 return handler(h, body, out, wait)
-            except FileNotFoundError:
-                n = self._nodes.get(h[3])
-                if isinstance(n, FileNode) and n.dead:
-                    return -errno.ESTALE
-                raise
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                return self._nameless(h[3])
 
         return handle
+
+    def _nameless(self, number: int) -> int:
+        """What to answer who found the file by its name, which it has no more: ``ESTALE`` makes the kernel look the
+        name up once more, and it may be another file's by now (fs/namei.c, ``retry_estale``)."""
+        n = self._nodes.get(number)
+        return -errno.ESTALE if isinstance(n, FileNode) and n.dead else -errno.ENOENT
 
     # Names
 
@@ -307,7 +311,10 @@ class Requests:
         return wire.ATTR_OUT.size
 
     def getattr(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
-        return self._attributes(out, self._nodes[h[3]])
+        try:
+            return self._attributes(out, self._nodes[h[3]])
+        except FileNotFoundError:
+            return self._nameless(h[3])
 
     def statx(self, h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
         n = self._nodes[h[3]]
