@@ -131,6 +131,10 @@ def _resolve(tree: TreeReader, path: bytes) -> Node | None:
         return None
 
 
+Place: TypeAlias = tuple[LayerDir, bytes]
+"""A directory of a layer and a name in it."""
+
+
 class _Comparison:
     def __init__(self, new: TreeReader, old: TreeReader) -> None:
         self.new = new
@@ -336,9 +340,16 @@ class Places:
             self._dirs[at] = self._numbers.setdefault(key, len(self._numbers))
         return self._dirs[d]
 
-    def same(self, one: tuple[LayerDir, bytes], other: tuple[LayerDir, bytes]) -> bool:
-        """Whether these names in directories are one place."""
-        return one == other or (one[1] == other[1] and self.dir(one[0]) == self.dir(other[0]))
+    def same(self, one: Place, other: Place) -> bool:
+        """Whether these are one object of a layer; it may have several names."""
+        if one == other:
+            return True
+        if self.layer(one[0].layer) != self.layer(other[0].layer):
+            return False
+        if one[1] == other[1] and self.dir(one[0]) == self.dir(other[0]):
+            return True
+        st, st2 = (d.layer.stat(d, name) for d, name in (one, other))
+        return (st.st_dev, st.st_ino) == (st2.st_dev, st2.st_ino)
 
 
 def _path_below(d: LayerDir) -> bytes:

@@ -97,15 +97,17 @@ class _Replay:
             return None
         n = self.source.resolve(path, follow=False)
         assert isinstance(n, FileNode)
-        home, name = self.source.data_of(n) or (n.home, n.lname)
-        if self.places.layer(home.layer) not in lowers:
+        bytes_at = self.source.data_of(n) or (n.home, n.lname)
+        if self.places.layer(bytes_at[0].layer) not in lowers:
             return None
-        place = home.path + b"/" + name
-        there = find(self.target, place)
-        if not isinstance(there, FileNode):
-            return None
-        same = self.places.same(self.target.data_of(there) or (there.home, there.lname), (home, name))
-        return place if same else None
+        for place in (n.home.layer.marks(n.home, n.lname).redirect, bytes_at[0].path + b"/" + bytes_at[1]):
+            if place is not None and place.startswith(b"/"):
+                there = find(self.target, place)
+                if isinstance(there, FileNode) and self.places.same(
+                    self.target.data_of(there) or (there.home, there.lname), bytes_at
+                ):
+                    return place
+        return None
 
     def _goes(self, path: bytes) -> bool:
         """Whether something else is under this path in the source, or nothing."""
