@@ -13,7 +13,7 @@ from unionfs.errors import NotFoundError
 from unionfs.images.stacks import Stack
 from unionfs.images.times import parsed
 from unionfs.layer.directory import DirectoryLayer
-from unionfs.layer.protocol import DT_DIR, DT_REG
+from unionfs.layer.protocol import DT_DIR
 from unionfs.store.records import LayerRecord
 from unionfs.union.diff import Change, Kind, What, compare, find
 from unionfs.union.tree import Tree
@@ -109,51 +109,34 @@ class _History:
     def of(self, path: bytes) -> list[tuple[int, Change]]:
         """The layers' positions in the stack, and what each did."""
         found = []
-        at, plain = self.holder(0, path)
-        while at is not None:
-            change = None
-            below, plain_below = self.holder(at + 1, path)
-            if below is not None and plain and plain_below:
-                change = _change(Tree([self.layers[at], self.layers[below]]), Tree([self.layers[below]]), path)
-            else:
-                new, old = self.stack.tree(at), self.stack.tree(at + 1)
-                change = _renamed(new, old, path) or _change(new, old, path)
-                if path == b"/" and below is None:
-                    change = Change("/", "added")
+        for i, layer in enumerate(self.layers):
+            if not _decides(layer, path):
+                continue
+            new, old = self.stack.tree(i), self.stack.tree(i + 1)
+            change = _renamed(new, old, path) or _change(new, old, path)
+            if path == b"/" and i == len(self.layers) - 1:
+                change = Change("/", "added")
             if change is not None:
-                found.append((at, change))
+                found.append((i, change))
                 if change.renamed_from is not None:
                     path = os.fsencode(change.renamed_from)
-                    below, plain_below = self.holder(at + 1, path)
-            at, plain = below, plain_below
         return found
 
-    def holder(self, start: int, path: bytes) -> tuple[int | None, bool]:
-        """The next layer that may have touched ``path``; and whether it alone tells what its tree shows there."""
-        for i in range(start, len(self.layers)):
-            plain = _holds(self.layers[i], path)
-            if plain is not None:
-                return i, plain
-        return None, False
 
-
-def _holds(layer: DirectoryLayer, path: bytes) -> bool | None:
-    """``None`` if the layer says nothing about ``path``; ``True`` if it has all that is to be known of it."""
+def _decides(layer: DirectoryLayer, path: bytes) -> bool:
+    """Whether the layer holds ``path``, or something on the way to it that hides or moves what is below."""
     d = layer.root
-    led = moved = layer.marks(d, b".").opaque
-    names = [name for name in path.split(b"/") if name]
-    for i, name in enumerate(names):
-        kind = layer.kind(d, name)
+    led = layer.marks(d, b".").opaque
+    for name in path.split(b"/")[1:]:
+        kind = layer.kind(d, name) if name else DT_DIR
         if kind is None:
-            return False if led else None
-        if kind != DT_DIR:
-            whole = i == len(names) - 1 and not (kind == DT_REG and layer.marks(d, name).metacopy)
-            return whole and not moved
+            return led
+        if not name or kind != DT_DIR:
+            return True
         d = d.child(name)
         marks = layer.marks(d, b".")
         led |= marks.opaque or marks.redirect is not None
-        moved |= marks.redirect is not None
-    return False
+    return True
 
 
 def _change(new: Tree, old: Tree, path: bytes) -> Change | None:

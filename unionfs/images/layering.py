@@ -238,15 +238,24 @@ def _whiteout(path: bytes) -> Entry:
 
 def read_changes(path: str) -> list[dict[str, Any]]:
     """The lines of the list of changes at ``path``. ``StoreError`` if it is damaged; ``OSError``."""
-    with open(path, "rb") as raw:
-        try:
-            with gzip.GzipFile(fileobj=raw) as file:
-                lines = [json.loads(line) for line in file]
-            if all(isinstance(line, dict) and isinstance(line["path"], str) for line in lines):
-                return lines
-        except (gzip.BadGzipFile, EOFError, ValueError, KeyError, RecursionError, zlib.error):
-            pass
-    raise StoreError(f"{path}: the list of a layer's changes is damaged")
+    with open(path, "rb") as file:
+        data = file.read()
+    try:
+        return parse_changes(data)
+    except StoreError as error:
+        raise StoreError(f"{path}: {error}") from error
 
 
-__all__ = ["CHANGES", "DT_DIR", "Layered", "Sink", "layer_of", "read_changes"]
+def parse_changes(data: bytes) -> list[dict[str, Any]]:
+    """The lines of a list of changes. ``StoreError`` if it is damaged."""
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            lines = [json.loads(line) for line in file]
+        if all(isinstance(line, dict) and isinstance(line["path"], str) for line in lines):
+            return lines
+    except (gzip.BadGzipFile, EOFError, ValueError, KeyError, RecursionError, zlib.error):
+        pass
+    raise StoreError("the list of a layer's changes is damaged")
+
+
+__all__ = ["CHANGES", "DT_DIR", "Layered", "Sink", "layer_of", "parse_changes", "read_changes"]
