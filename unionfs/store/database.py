@@ -10,7 +10,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from unionfs.errors import StoreError
@@ -85,8 +85,10 @@ CREATE INDEX leases_by_layer ON leases (layer);
 class Database:
     """One store's metadata. Threads may share it. Raises ``StoreError`` for a database that can't be used."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, may_begin: Callable[[], bool]) -> None:
+        """``may_begin``: whether a database may be made where there is none."""
         self.path = path
+        self._may_begin = may_begin
         self._lock = threading.RLock()
         self._inherited: list[sqlite3.Connection] = []
         self._connection: sqlite3.Connection | None = None
@@ -117,6 +119,9 @@ class Database:
             self._inherited.append(self._connection)  # Closing it would drop our parent's locks.
             self._connection = None
         if self._connection is None:
+            # A store that lost its database must not get an empty one: all that it keeps would look left over.
+            if not self._begun() and not self._may_begin() and not self._begun():
+                raise StoreError(f"{self.path}: the store's database is missing or empty; see `unionfs fsck`")
             connection = sqlite3.connect(
                 self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False, cached_statements=256
             )
@@ -127,6 +132,12 @@ class Database:
                 raise
             self._connection, self._pid, self._depth = connection, os.getpid(), 0
         return self._connection
+
+    def _begun(self) -> bool:
+        try:
+            return os.stat(self.path).st_size > 0
+        except FileNotFoundError:
+            return False
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA foreign_keys = ON")

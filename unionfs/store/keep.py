@@ -12,16 +12,19 @@ from unionfs.store.records import Records
 
 
 class Keep:
-    """What all that works on a store needs. Raises ``StoreError``."""
+    """What all that works on a store needs. Raises ``StoreError``.
 
-    def __init__(self, path: str) -> None:
-        self.places = Places(path)
-        self.database = Database(self.places.database)
+    ``as_is``: only look; nothing is made, and nothing that was left is cleared.
+    """
+
+    def __init__(self, path: str, *, as_is: bool = False) -> None:
+        self.places = Places(path, make=not as_is)
+        self.database = Database(self.places.database, lambda: not as_is and self.places.is_empty())
         try:
             self.records = Records(self.database)
             self.blobs = Blobs(self.places)
             self.collector = Collector(self.places, self.database, self.records, self.blobs)
-            if os.listdir(self.places.tmp) or os.listdir(self.places.trash):
+            if not as_is and (os.listdir(self.places.tmp) or os.listdir(self.places.trash)):
                 self.collector.sweep()
         except BaseException:
             self.database.close()

@@ -26,7 +26,8 @@ from unionfs.store.durable import flush_directory, make_directory, move, remove_
 from unionfs.store.steps import step
 
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_ROOMS = ("blobs/sha256", "layers", "containers", "leases", "tmp", "trash")
+ROOMS = ("blobs/sha256", "layers", "containers", "leases", "tmp", "trash")
+"""The directories of a store."""
 
 
 def default_path() -> str:
@@ -46,9 +47,9 @@ def new_id() -> str:
 
 
 class Places:
-    """The directories of one store, made if need be. Raises ``StoreError``."""
+    """The directories of one store, made if need be and ``make``. Raises ``StoreError``."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, make: bool = True) -> None:
         self.root = os.path.realpath(root)
         self.database = os.path.join(self.root, "metadata.db")
         self.blobs = os.path.join(self.root, "blobs", "sha256")
@@ -57,8 +58,10 @@ class Places:
         self.leases = os.path.join(self.root, "leases")
         self.tmp = os.path.join(self.root, "tmp")
         self.trash = os.path.join(self.root, "trash")
+        if not make:
+            return
         try:
-            for room in _ROOMS:
+            for room in ROOMS:
                 os.makedirs(os.path.join(self.root, room), mode=0o700, exist_ok=True)
             self._lock = os.open(
                 os.path.join(self.root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
@@ -66,6 +69,10 @@ class Places:
             os.close(self._lock)
         except OSError as error:
             raise StoreError(f"{self.root}: no store can be used here: {error.strerror}") from error
+
+    def is_empty(self) -> bool:
+        """Whether nothing is kept here."""
+        return not any(os.listdir(room) for room in (self.blobs, self.layers, self.containers))
 
     def layer(self, layer: str) -> str:
         """The directory of a layer's row: ``diff`` and notes."""
