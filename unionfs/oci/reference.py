@@ -38,6 +38,8 @@ def parse_name(text: str) -> Name:
     """The name that ``text`` is; without a tag it has ``latest``. ``UnionError`` for what is none, and for a digest."""
     if "@" in text:
         raise UnionError(f"{text!r} has a digest, which says what an image is; a name is repository[:tag]")
+    if is_digest(text):  # By the grammar it would be a tag of a repository `sha256`.
+        raise UnionError(f"{text!r} is an id, and no name")
     repository, tag = _split_tag(text)
     if tag is not None and not _TAG.fullmatch(tag):
         raise UnionError(

@@ -45,9 +45,10 @@ class Header:
 def parse_header(block: bytes) -> Header:
     """The header in ``block``, whose checksum is looked at first."""
     told = number(block[148:156], "the checksum")
+    # The checksum counts itself as eight spaces.
     plain = sum(block) - sum(block[148:156]) + 256
-    # Some old tars summed signed characters.
-    if told not in (plain, plain - 256 * sum(byte > 127 for byte in block[:148] + block[156:])):
+    if told != plain and told != plain - 256 * sum(byte > 127 for byte in block[:148] + block[156:]):
+        # Some old tars summed signed characters, so that is tried too.
         raise ValueError("the header's checksum is wrong: this is no tar archive, or a damaged one")
     name = _text(block[0:100])
     magic = block[257:265]
@@ -56,7 +57,8 @@ def parse_header(block: bytes) -> Header:
         prefix = _text(block[345:476] if block[508:512] == b"tar\0" else block[345:500])
         if prefix:
             name = prefix + b"/" + name
-    device = magic[:5] == b"ustar"
+    kind = block[156:157]
+    device = kind in (b"3", b"4") and magic[:5] == b"ustar"
     return Header(
         name,
         number(block[100:108], "the mode") & 0o7777,
@@ -64,7 +66,7 @@ def parse_header(block: bytes) -> Header:
         number(block[116:124], "the gid"),
         number(block[124:136], "the size"),
         number(block[136:148], "the time"),
-        block[156:157],
+        kind,
         _text(block[157:257]),
         number(block[329:337], "the device's major number") if device else 0,
         number(block[337:345], "the device's minor number") if device else 0,
@@ -79,11 +81,15 @@ def number(field: bytes, what: str) -> int:
             raise ValueError(f"{what} is no number that fits")
         return int.from_bytes(field[1:], "big") - (1 << 8 * len(field) - 8 if field[0] == 0xFF else 0)
     digits = field.strip(b" \0").partition(b"\0")[0].rstrip()
-    if not digits:
+    # int() alone would take signs and underscores too.
+    if digits.isdigit():
+        try:
+            return int(digits, 8)
+        except ValueError:
+            pass
+    elif not digits:
         return 0
-    if not digits.isdigit() or b"8" in digits or b"9" in digits:
-        raise ValueError(f"{what} is no octal number")
-    return int(digits, 8)
+    raise ValueError(f"{what} is no octal number")
 
 
 def _text(field: bytes) -> bytes:
