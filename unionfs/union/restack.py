@@ -218,8 +218,10 @@ class _Change:
         if d.ino == f.ino or d.parent is None:
             return d.ino
         sources = self.fresh.sources(f)
+        there = {id(layer) for layer in self.fresh.resolver.layers}
         for old in self.tree.sources(d):
-            if id(old.layer) in self.stay and not any(_is_same(old, new) for new in sources):
+            stands = id(old.layer) in self.stay and any(_is_same(old, new) for new in sources)
+            if id(old.layer) in there and not stands:
                 return f.ino
         return d.ino
 
