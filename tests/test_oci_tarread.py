@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import lzma
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.archives import Pipe, packed, unpacked
 from unionfs.errors import UnionError
@@ -116,8 +119,13 @@ def check(directory: Path, form: str, command: list[str]) -> None:
         assert content == expected
         wanted = 1_700_000_000_123_456_789 if form in ("posix", "pax") else 1_700_000_000 * 10**9
         assert abs(entry.mtime_ns - wanted) <= (200_000_000 if form == "python" else 0)
-        st = os.stat(tree / name)
-        assert (entry.kind, entry.mode, entry.uid, entry.gid) == (DT_REG, st.st_mode & 0o7777, st.st_uid, st.st_gid)
+        on_disk = os.stat(tree / name)
+        assert (entry.kind, entry.mode, entry.uid, entry.gid) == (
+            DT_REG,
+            on_disk.st_mode & 0o7777,
+            on_disk.st_uid,
+            on_disk.st_gid,
+        )
     assert found["link"][0].kind == DT_LNK
     assert os.fsdecode(found["link"][0].target) == os.readlink(tree / "link")
     assert {found["d"][0].hardlink, found["other"][0].hardlink} in ({None, b"d"}, {None, b"other"})
@@ -311,6 +319,7 @@ HARMFUL: dict[str, tuple[bytes, str]] = {
     "NUL": (pax((b"path", b"a\0b")) + raw(b"x") + END, "NUL"),
     "long name": (archive(member("n" * 256)), "256 bytes; 255"),
     "long path": (archive(member("a/" * 40_000 + "b")), "80001 bytes; 65536"),
+    "deep path": (archive(member("a/" * 4096 + "b")), "4097 names; 4096"),
     "long whiteout": (archive(member(os.fsdecode(to_transit(b"n" * 256)))), "256 bytes"),
     "root as file": (archive(member("./.")), "root can only be a directory"),
     "link out": (archive(member("a", tarfile.LNKTYPE, linkname="../../etc/passwd")), r"'a': .*'\.\.'"),
@@ -326,7 +335,8 @@ HARMFUL: dict[str, tuple[bytes, str]] = {
     "long symlink": (archive(member("a", tarfile.SYMTYPE, linkname="x" * 4096)), "symbolic link's target"),
     "device 0:0": (archive(member("a", tarfile.CHRTYPE)), "0:0"),
     "device": (archive(member("a", tarfile.BLKTYPE, devmajor=5000)), "5000:0"),
-    "checksum": (b"x" + archive(member("a"))[1:], "checksum"),
+    "checksum": (b"x" + archive(member("a"))[1:], "before its first entry: .* checksum"),
+    "second checksum": (raw(b"a") + b"x" * 512 + END, "after entry 'a': the checksum"),
     "no archive": (b"This is a text, and not an archive at all.\n" * 30, "checksum"),
     "not octal": (raw(b"a", at_108=b"12a4567\0") + END, "uid is no octal"),
     "negative uid": (raw(b"a", at_108=b"\xff" * 8) + END, "uid -1"),
@@ -417,6 +427,45 @@ def test_limits(limits, rule):
     assert len(unpacked(data)) == 3
     with pytest.raises(UnionError, match=rule):
         unpacked(data, limits)
+
+
+FIELDS = [0, 100, 108, 116, 124, 136, 157, 257, 329, 345, 386, 398, 482, 483]
+KINDS = [bytes([code]) for code in b"0\0001234567LKSVDMxgXZ"]
+KEYS = [
+    *(b"path linkpath size uid gid mtime SCHILY.xattr.user.x SCHILY.xattr. GNU.sparse.map GNU.sparse.size".split()),
+    *(b"GNU.sparse.major GNU.sparse.minor GNU.sparse.realsize GNU.sparse.offset GNU.sparse.numbytes".split()),
+]
+VALUES = st.sampled_from([b"", b"0", b"1", b"1,2", b"0,4", b"-1", b"9" * 30, b"a/../b", b"1.5"]) | st.binary(max_size=8)
+RECORDS = st.lists(st.tuples(st.sampled_from(KEYS), VALUES), max_size=4)
+SMALL = packed([(Entry(b"a", DT_REG, size=3000, xattrs=((b"user.x", b"y"),)), bytes(range(250)) * 12)])
+STREAMS = [SMALL, gzip.compress(SMALL), bz2.compress(SMALL), lzma.compress(SMALL)]
+
+
+def test_all_names_together_have_a_limit():
+    with pytest.raises(UnionError, match="'c': all paths together have more than 3 bytes"):
+        unpacked(archive(member("aa"), member("b"), member("c")), Limits(names=3))
+
+
+@pytest.mark.parametrize("first", [b"BZh91AY&SY", b"\x1f\x8b\x08", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"P*M\x18"])
+def test_a_name_does_not_make_a_compressed_archive(first):
+    assert [entry.path for entry, _ in unpacked(packed([(Entry(first, DT_REG), b"")]))] == [first]
+
+
+@given(st.dictionaries(st.sampled_from(FIELDS), st.binary(max_size=12), max_size=4), st.sampled_from(KINDS), RECORDS)
+def test_no_header_breaks_more_than_the_rules(fields, kind, records):
+    overrides = {f"at_{at}": value for at, value in fields.items()}
+    data = pax(*records) if records else b""
+    with contextlib.suppress(UnionError):
+        unpacked(data + raw(b"name", kind, b"data", **overrides) + raw(b"b") + END)
+
+
+@given(st.integers(0, 3), st.lists(st.tuples(st.integers(0, 600), st.binary(min_size=1, max_size=3)), max_size=3))
+def test_no_damage_of_a_stream_breaks_more_than_the_rules(which, damage):
+    data = bytearray(STREAMS[which])
+    for at, wrong in damage:
+        data[at : at + len(wrong)] = wrong
+    with contextlib.suppress(UnionError):
+        unpacked(bytes(data), Limits(size=1 << 20))
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, lzma.compress])

@@ -20,8 +20,17 @@ _CHUNK = 1 << 18
 _XZ_MEMORY = 1 << 28
 """Bytes that a decoder may use; ``xz -9`` needs a quarter. zstd's own limit is 128 MiB."""
 
-_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-_SKIPPABLE = {bytes([0x50 + n]) + b"\x2a\x4d\x18": "zstd" for n in range(16)}
+_MAGIC = {
+    b"\x1f\x8b\x08": "gzip",
+    b"\xfd7zXZ\0": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    # A level, and then the first block or, of nothing, the end.
+    **{b"BZh%d" % level + block: "bzip2" for level in range(1, 10) for block in (b"1AY&SY", b"\x17rE8P\x90")},
+    # A frame that says nothing may stand before the first.
+    **{bytes([0x50 + n]) + b"\x2a\x4d\x18": "zstd" for n in range(16)},
+}
+_TAR_MAGIC = slice(257, 262), b"ustar"
+"""The name of an archive's first entry may begin as anything; so this is looked at before."""
 
 
 def decompressed(stream: IO[bytes]) -> BinaryIO:
@@ -32,10 +41,13 @@ def decompressed(stream: IO[bytes]) -> BinaryIO:
     Python (from 3.14 on) nor the package ``zstandard`` can read it.
     """
     head = b""
-    while len(head) < 6 and (more := stream.read(6 - len(head))):
+    while len(head) < 512 and (more := stream.read(512 - len(head))):
         head += more
     whole = _Whole(head, stream)
-    kind = next((kind for magic, kind in (_MAGIC | _SKIPPABLE).items() if head.startswith(magic)), None)
+    where, magic = _TAR_MAGIC
+    if head[where] == magic:
+        return cast(BinaryIO, whole)
+    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
     if kind is None:
         return cast(BinaryIO, whole)
     if kind == "zstd":

@@ -61,14 +61,18 @@ _MAX_XATTR_VALUE = 1 << 16
 class Limits:
     """What an archive may have at most; more is refused."""
 
-    entries: int = 10_000_000
+    entries: int = 5_000_000
     """Headers of all kinds."""
+    names: int = 1 << 30
+    """Bytes of all paths together, which are in memory while the archive is read."""
     size: int = 1 << 40
     """Bytes, uncompressed; and bytes of all files, holes included."""
     header: int = 1 << 20
     """Bytes of what stands before one entry: pax records, a long name, the map of a sparse file. As Go has it."""
     path: int = 1 << 16
     """Bytes of a path. Longer than the kernel takes in one call, as trees may be deeper."""
+    depth: int = 4096
+    """Names in a path."""
     name: int = 255
     """Bytes of a name (NAME_MAX)."""
     target: int = 4095
@@ -242,7 +246,9 @@ class _Archive:
         self._logical = 0
         self._kinds: dict[bytes, int] = {}
         self._global: dict[bytes, bytes] = {}
+        self._names = 0
         self._name = b""
+        self._between = True
 
     def entries(self) -> Iterator[tuple[Entry, _Content | None]]:
         """All entries, each marker of an opaque directory as one of its own."""
@@ -254,11 +260,16 @@ class _Archive:
                 elif found[1] is not None:
                     found[1].finish()
         except _CutOff:
-            after = f"after entry {shown(self._name)}" if self._name else "before its first entry"
-            raise UnionError(f"the archive is cut off {after}: it lacks the blocks of zeros at its end") from None
+            where = self._where()
+            raise UnionError(f"the archive is cut off {where}: it lacks the blocks of zeros at its end") from None
         except ValueError as error:
+            if self._between:
+                raise UnionError(f"the archive is wrong {self._where()}: {error}") from None
             raise refuse(self._name, str(error)) from None
         self._source.drain()
+
+    def _where(self) -> str:
+        return f"after entry {shown(self._name)}" if self._name else "before its first entry"
 
     def _header(self) -> Header | None:
         """The next header; ``None`` at the end of the archive."""
@@ -283,6 +294,7 @@ class _Archive:
         records: list[tuple[bytes, bytes]] = []
         name = link = b""
         before = 0
+        self._between = True
         while True:
             header = self._header()
             if header is None:
@@ -324,6 +336,7 @@ class _Archive:
         self, header: Header, name: bytes, link: bytes, pax: dict[bytes, bytes], records: list[tuple[bytes, bytes]]
     ) -> tuple[Entry | None, _Content | None]:
         self._name = name
+        self._between = False
         path = self._path(name)
         kind = header.kind
         stored = pax_number(pax[b"size"], "size") if b"size" in pax else header.size
@@ -354,6 +367,9 @@ class _Archive:
         if not path and kind != b"5":
             raise ValueError("the root can only be a directory")
         entry = self._plain(header, path, kind, size, link, pax)
+        self._names += len(path)
+        if self._names > self._limits.names:
+            raise ValueError(f"all paths together have more than {self._limits.names} bytes")
         self._kinds[path] = entry.kind
         return entry, content
 
@@ -365,6 +381,8 @@ class _Archive:
         if not name:
             raise ValueError("an empty name")
         parts = [part for part in name.split(b"/") if part and part != b"."]
+        if len(parts) > self._limits.depth:
+            raise ValueError(f"a path of {len(parts)} names; {self._limits.depth} are allowed")
         for part in parts:
             if part == b"..":
                 raise ValueError("'..' in its name leads out of the layer")
