@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import attrs
 
 from unionfs.layer.directory import DirectoryLayer
-from unionfs.layer.protocol import DT_LNK, DT_REG, Layer, LayerDir
+from unionfs.layer.protocol import DT_DIR, DT_LNK, DT_REG, Layer, LayerDir
 from unionfs.union.node import DirNode, FileNode, Node
 
 if TYPE_CHECKING:
@@ -241,15 +241,8 @@ class _Comparison:
         above = self.above(sources)
         if len(above) == len(sources) or all(place.layer.marks(place, b".").redirect is None for place in above):
             return None
-        nearest: dict[Layer, LayerDir] = {}
-        at: DirNode | None = new
-        while at is not None:
-            for place in self.above(self.new.sources(at)):
-                nearest.setdefault(place.layer, place)
-            at = at.parent
-        for layer in self.new.resolver.layers:
-            if layer in nearest:
-                path = _path_below(nearest[layer]) + path[len(nearest[layer].path) :]
+        for layer in takewhile(lambda layer: self.places.layer(layer) not in self.common, self.new.resolver.layers):
+            path = _path_below(layer, path)
         found = find(self.old, path)
         wanted = self.places.dir(sources[len(above)])
         if isinstance(found, DirNode) and any(self.places.dir(place) == wanted for place in self.old.sources(found)):
@@ -352,16 +345,19 @@ class Places:
         return (st.st_dev, st.st_ino) == (st2.st_dev, st2.st_ino)
 
 
-def _path_below(d: LayerDir) -> bytes:
-    """The path of ``d`` in the layers below its own."""
-    names: list[bytes] = []
-    while d.parent is not None:
-        redirect = d.layer.marks(d, b".").redirect
-        names.append(redirect or d.name)
-        if redirect is not None and redirect.startswith(b"/"):
-            return b"/".join(reversed(names))
-        d = d.parent
-    return b"".join(b"/" + name for name in reversed(names))
+def _path_below(layer: Layer, path: bytes) -> bytes:
+    """Where the layers below are asked for the directory at ``path``: by the redirects of this one."""
+    d: LayerDir | None = layer.root
+    below = b""
+    for name in path.split(b"/")[1:]:
+        redirect = None
+        if d is not None and layer.kind(d, name) == DT_DIR:
+            d = d.child(name)
+            redirect = layer.marks(d, b".").redirect
+        else:
+            d = None
+        below = redirect if redirect is not None and redirect.startswith(b"/") else below + b"/" + (redirect or name)
+    return below
 
 
 def _get(tree: TreeReader, d: DirNode, name: bytes) -> Node | None:
