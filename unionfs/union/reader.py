@@ -102,7 +102,7 @@ class TreeReader:
                 if d.srcs is None:
                     assert d.parent is not None
                     parents = self.sources(d.parent)
-                    d.srcs = self.resolver.children(parents, d.name, [len(parents) - 1 - p for p in d.holders])
+                    d.srcs = self.resolver.children(parents, d.name, d.holders)
                 found = d.srcs
         return found
 

@@ -8,12 +8,12 @@ layer below that has the file.
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from unionfs.layer.merged import Merged
 from unionfs.layer.protocol import DT_DIR, DT_REG, DT_WHT, Layer, LayerDir
+from unionfs.union.sources import Sources
 
 log = logging.getLogger(__name__)
 
@@ -55,17 +55,16 @@ class Resolver:
                 break
         return found
 
-    def children(
-        self, parents: Sequence[LayerDir], name: bytes, holders: Iterable[int] | None = None
-    ) -> list[LayerDir]:
+    def children(self, parents: Sequence[LayerDir], name: bytes, held: Sequence[int] | None = None) -> list[LayerDir]:
         """The directories that merge in the directory ``name`` of ``parents`` (a finished stack), topmost first.
 
-        ``holders``: positions in ``parents`` that are known to have ``name`` as a directory, as far as it merges;
+        ``held``: the places of ``parents`` that are known to have ``name`` as a directory, as far as it merges;
         ``None``: ask each. Empty where ``name`` is no directory.
         """
         found: list[LayerDir] = []
-        ask = holders is None
-        todo = iter(range(len(parents)) if holders is None else holders)
+        ask = held is None
+        last = len(parents) - 1
+        todo: Iterator[int] = iter(range(last + 1)) if held is None else (last - place for place in held)
         while (i := next(todo, None)) is not None:
             parent = parents[i]
             layer = parent.layer
@@ -79,10 +78,8 @@ class Resolver:
             known = noted(child)
             above = noted(parent) if ask and known is not None else None
             if known is not None and (above is not None or not ask):
-                if above is not None:
-                    todo = iter([len(parents) - 1 - p for p in places(above.entries[name])][1:])
-                more = [parents[k].child(name) for k in itertools.islice(todo, known.count - 1)]
-                return [*found, child, *more, *(self._dir_at(*place) for place in known.elsewhere)]
+                more = places(above.entries[name]) if above is not None else held or ()
+                return self._noted([*found, child], parents, name, more[more.index(last - i) + 1 :], known)
             found.append(child)
             if layer is self.layers[-1]:
                 break  # Nothing below to be opaque or redirected to.
@@ -100,6 +97,21 @@ class Resolver:
                 break
             name, ask, todo = redirect, True, iter(range(i + 1, len(parents)))
         return found
+
+    def _noted(
+        self, head: list[LayerDir], parents: Sequence[LayerDir], name: bytes, held: Sequence[int], known: Merged
+    ) -> list[LayerDir]:
+        """What merges below ``head``, as its last one's layer has noted it."""
+        plain, elsewhere = held[: known.count - 1], known.elsewhere
+        if not plain and not elsewhere:
+            return head
+
+        def make(place: int) -> LayerDir:
+            if place < len(elsewhere):
+                return self._dir_at(*elsewhere[-1 - place])
+            return parents[-1 - plain[len(elsewhere) - 1 - place]].child(name)
+
+        return Sources(head, len(plain) + len(elsewhere), make)
 
     def _dir_at(self, number: int, path: bytes) -> LayerDir:
         """A directory of the layer that has this number from the bottom up."""
@@ -124,7 +136,7 @@ class Resolver:
             d = layer.root
             known = noted(d)
             if known is not None:
-                return found + self._walk([one.root for one in layers[i : i + known.count]], names)
+                return [*found, *self._walk([one.root for one in layers[i : i + known.count]], names)]
             last = layer.marks(d, b".").opaque
             below: list[bytes] = []
             for i, name in enumerate(names):
@@ -164,7 +176,7 @@ class Resolver:
                 code = known.entries.get(name)
                 if code is None or kind_of(code) != DT_DIR:
                     return []
-                sources = self.children(sources, name, [len(sources) - 1 - p for p in places(code)])
+                sources = self.children(sources, name, places(code))
             else:
                 sources = self.children(sources, name)
             if not sources:
