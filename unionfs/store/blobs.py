@@ -22,9 +22,14 @@ class Blobs:
     def __init__(self, places: Places) -> None:
         self._places = places
 
+    @staticmethod
+    def is_digest(text: str) -> bool:
+        """Whether this is a sha256 digest."""
+        return _DIGEST.fullmatch(text) is not None
+
     def path(self, digest: str) -> str:
         """Where a blob is. ``StoreError`` for what is no sha256 digest."""
-        if not _DIGEST.fullmatch(digest):
+        if not self.is_digest(digest):
             raise StoreError(f"{digest!r} is no sha256 digest")
         return os.path.join(self._places.blobs, digest.removeprefix("sha256:"))
 
@@ -62,7 +67,7 @@ class Blobs:
 
     def all(self) -> list[str]:
         """The digests of all blobs; files with other names are left out."""
-        return [f"sha256:{name}" for name in os.listdir(self._places.blobs) if _DIGEST.fullmatch(f"sha256:{name}")]
+        return [f"sha256:{name}" for name in os.listdir(self._places.blobs) if self.is_digest(f"sha256:{name}")]
 
     def size(self, digest: str) -> int:
         """Bytes of a blob; 0 if it is not there."""
