@@ -221,6 +221,13 @@ def test_zstd():
         unpacked(frames[0] + b"not zstd at all")
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="not applicable: this Python reads zstd itself")
+def test_zstd_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(UnionError, match="install the package zstandard"):
+        unpacked(b"\x28\xb5\x2f\xfd" + bytes(100))
+
+
 def test_the_data_are_gone_with_the_next_entry():
     tree = [(Entry(b"a", DT_REG, size=5000), b"a" * 5000), (Entry(b"b", DT_REG, size=3), b"bcd")]
     reader = read_layer(Pipe(packed(tree)))
