@@ -323,4 +323,5 @@ def _wrong_documents(keep: Keep, image: ImageRecord, layers: dict[str, LayerReco
 
 
 def _without(text: str, path: str) -> str:
-    return text.removeprefix(f"{path}: ")
+    """An error's text without what the reader of a check knows."""
+    return text.removeprefix(f"{path}: ").removesuffix("; see `unionfs fsck`")

@@ -11,6 +11,8 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
+import attrs
+
 from unionfs.errors import StoreError, UnionError
 from unionfs.images.hashing import in_parallel
 from unionfs.images.layering import CHANGES, layer_of, parse_changes, read_changes
@@ -41,11 +43,30 @@ def check_layers(
             yield from check.standing(layer)
         # Largest first: the last one to be done is a short one.
         ordered.sort(key=lambda layer: layer.size or 0, reverse=True)
-        for i, found in enumerate(in_parallel(check.content, ordered, batch=1)):
+        damaged: set[str] = set()
+        unsure: list[tuple[LayerRecord, Problem]] = []
+        for i, (layer, found) in enumerate(zip(ordered, in_parallel(check.content, ordered, batch=1), strict=True)):
             tell(i + 1, len(ordered))
-            yield from found
+            if found.wrong:
+                damaged.add(layer.id)
+            yield from found.problems
+            if found.unsure is not None:
+                unsure.append((layer, found.unsure))
+        # What differs from what is below may do so because of what is below.
+        yield from (problem for layer, problem in unsure if not check.stands_on(layer, damaged))
     finally:
         check.close()
+
+
+@attrs.define
+class _Found:
+    """What is wrong with one layer."""
+
+    problems: list[Problem] = attrs.field(factory=list)
+    wrong: bool = False
+    """Whether it holds something else than it did."""
+    unsure: Problem | None = None
+    """Something that only is one if the layers below are as they were."""
 
 
 class _Check:
@@ -111,49 +132,62 @@ class _Check:
         except (OSError, UnionError, LookupError) as error:
             yield problem(f"its index can't be checked: {_words(error)}", index)
 
-    def content(self, layer: LayerRecord) -> list[Problem]:
+    def stands_on(self, layer: LayerRecord, damaged: set[str]) -> bool:
+        """Whether one of these is below the layer."""
+        at = layer.parent
+        for _ in range(layer.depth):
+            if at is None or at in damaged:
+                break
+            at = self.records[at].parent if at in self.records else None
+        return at in damaged
+
+    def content(self, layer: LayerRecord) -> _Found:
         """Its bytes and metadata, by its diff ID."""
+        found = _Found()
+
+        def add(text: str, path: str, note: bool = False) -> None:
+            found.problems.append(Problem("layer", text, layer.id, path, note=note))
+
         plain = self.plain.get(layer.id)
         if layer.diff_id is None or plain is None:
-            return []
+            return found
         diff = self.places.diff(layer.id)
         below = self.below(layer)
         if below is None:
-            return [Problem("layer", "not checked, as what it stands on can't be opened", layer.id, diff, note=True)]
+            add("not checked, as what it stands on can't be opened", diff, note=True)
+            return found
         list_path = os.path.join(self.places.layer(layer.id), CHANGES)
-        found: list[Problem] = []
         noted: Lines | None = None
         try:
             noted = _by_path(read_changes(list_path))
         except FileNotFoundError:
-            found.append(Problem("layer", "the list of its changes is missing", layer.id, list_path))
+            add("the list of its changes is missing", list_path)
         except (OSError, StoreError) as error:
-            text = f"the list of its changes can't be read: {_words(error)}"
-            found.append(Problem("layer", text, layer.id, list_path))
+            add(f"the list of its changes can't be read: {_words(error)}", list_path)
         try:
             new, old = TreeReader([plain, *below]), TreeReader(below or [MemoryLayer()])
             now = layer_of(new, compare(new, old), epoch=layer.epoch, base=layer.parent is None)
         except (OSError, UnionError, LookupError) as error:
-            return [*found, Problem("layer", f"can't be read: {_words(error)}", layer.id, diff)]
+            add(f"can't be read: {_words(error)}", diff)
+            found.wrong = True
+            return found
         lines = _by_path(parse_changes(now.changes))
-        wrong = (
+        differ = (
             [] if noted is None else [path for path in sorted({*noted, *lines}) if noted.get(path) != lines.get(path)]
         )
         if (now.diff_id, now.size) == (layer.diff_id, layer.tar_size):
-            if wrong:
+            if differ:
                 text = "the list of its changes does not tell what the layer holds"
-                found.append(Problem("layer", text, layer.id, list_path))
+                found.unsure = Problem("layer", text, layer.id, list_path)
             return found
-        for path in wrong[:_MOST_FILES]:
-            text = f"{path} {_difference((noted or {}).get(path), lines.get(path))}"
-            found.append(Problem("layer", text, layer.id, diff + path))
-        if len(wrong) > _MOST_FILES:
-            found.append(Problem("layer", f"{len(wrong) - _MOST_FILES} more files are wrong", layer.id, diff))
-        if not wrong:
+        found.wrong = True
+        for path in differ[:_MOST_FILES]:
+            add(f"{path} {_difference((noted or {}).get(path), lines.get(path))}", diff + path)
+        if len(differ) > _MOST_FILES:
+            add(f"{len(differ) - _MOST_FILES} more files are wrong", diff)
+        if not differ:
             what = "something" if noted is None else "an owner, a mode, a time, an attribute or a link's target"
-            found.append(
-                Problem("layer", f"{what} in it was changed: its diff ID is {now.diff_id} now", layer.id, diff)
-            )
+            add(f"{what} in it was changed: its diff ID is {now.diff_id} now", diff)
         return found
 
 
@@ -168,9 +202,9 @@ def _by_path(lines: list[Line]) -> Lines:
 def _difference(noted: Line | None, now: Line | None) -> str:
     """How a path is wrong: what the list says, and what is there."""
     if now is None:
-        return "is not what the layer had"
+        return "is gone, or as below, and was not when the layer was made"
     if noted is None:
-        return "is new: the layer had nothing there"
+        return "is not as below, and was when the layer was made"
     if noted.get("xxh3_128") != now.get("xxh3_128"):
         return "has other bytes"
     return "is not as it was noted"
