@@ -33,6 +33,7 @@ SECTIONS: dict[str, dict[str, tuple[str, str]]] = {
         "commit": ("unionfs.cli.containers:commit", "Make an image of a container, while it is in use."),
         "fork": ("unionfs.cli.containers:fork", "Make a container of another one's present state."),
         "rollback": ("unionfs.cli.containers:rollback", "Take a container to a point of a history, while mounted."),
+        "cp": ("unionfs.cli.copying:cp", "Copy between the host and a container or an image."),
         "rename": ("unionfs.cli.containers:rename", "Call a container something else."),
         "rm": ("unionfs.cli.containers:rm", "Remove containers."),
     },

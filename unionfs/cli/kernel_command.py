@@ -50,7 +50,8 @@ def commands(ref: str, mountpoint: str) -> list[str]:
             if len(layers) == 1:  # It takes two where there is no upper.
                 nothing = held.enter_context(tempfile.TemporaryDirectory())
                 layers.append(held.enter_context(closing(DirectoryLayer(nothing))))
-                return _script(kernel_stack(Tree(layers)), mountpoint, {nothing})
+                kernel_stack(Tree(layers))
+                return [f"mount -o bind,ro {shlex.quote(layers[0].path)} {shlex.quote(mountpoint)}"]
             tree = Tree(layers)
         stack = kernel_stack(tree)
         if len(stack.layers) > _MOST_LAYERS:
@@ -61,7 +62,7 @@ def commands(ref: str, mountpoint: str) -> list[str]:
         line = _line(stack, lowers, upper, mountpoint)
         if len(line) < _MOST_OPTIONS and all(map(_PLAIN.fullmatch, [*lowers, *(upper or ())])):
             return [line]
-        return _script(stack, mountpoint, set())
+        return _script(stack, mountpoint)
 
 
 def _line(stack: KernelStack, lowers: Sequence[str], upper: tuple[str, str] | None, mountpoint: str) -> str:
@@ -81,7 +82,7 @@ def _switch(on: bool) -> str:
     return "on" if on else "off"
 
 
-def _script(stack: KernelStack, mountpoint: str, empty: set[str]) -> list[str]:
+def _script(stack: KernelStack, mountpoint: str) -> list[str]:
     """By short names, which overlayfs looks at when it mounts and never again: a page of options has room for as many
     as it takes, and none means anything to it."""
     lowers = [str(i) for i in range(len(stack.lowers))]
@@ -90,6 +91,6 @@ def _script(stack: KernelStack, mountpoint: str, empty: set[str]) -> list[str]:
     if stack.upper is not None:
         links += [(stack.upper.path, "upper"), (stack.upper.work, "work")]
         upper = ("upper", "work")
-    made = [f"mkdir {name}" if path in empty else f"ln -s {shlex.quote(path)} {name}" for path, name in links]
+    made = [f"ln -s {shlex.quote(path)} {name}" for path, name in links]
     begin = ["(", "set -e", "names=$(mktemp -d)", """trap 'cd / && rm -r "$names"' EXIT""", 'cd "$names"']
     return [*begin, *made, _line(stack, lowers, upper, mountpoint), ")"]
