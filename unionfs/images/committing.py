@@ -15,7 +15,7 @@ from unionfs.images.publishing import NewLayer, Provenance, Report, publish, rea
 from unionfs.images.stacks import Stack, new_upper
 from unionfs.images.times import source_date_epoch
 from unionfs.layer.merged import pack
-from unionfs.oci.changes import apply_change
+from unionfs.oci.changes import apply_changes
 from unionfs.oci.model import History, ImageConfig
 from unionfs.oci.platform import this_platform
 from unionfs.store.durable import flush_tree, remove_tree
@@ -52,7 +52,12 @@ def config_of(keep: Keep, below: Sequence[LayerRecord], hint: str | None) -> tup
         image = keep.records.image(candidate)
         if image is None:
             continue
-        config = read_config(keep, image.id)
+        try:
+            config = read_config(keep, image.id)
+        except StoreError:
+            if keep.records.image(image.id) is None:
+                continue  # Removed and collected just now.
+            raise
         if config.diff_ids[: len(diff_ids)] == diff_ids:
             exact = len(config.diff_ids) == len(diff_ids)
             return config.upto(len(diff_ids)), image if exact else None
@@ -100,8 +105,7 @@ def commit_layer(
         if base is not None and base is not below[0]:
             below = keep.records.chain(base.id)
         config, parent = config_of(keep, below, image)
-        for change in changes:
-            config = apply_change(config, change)
+        config = apply_changes(config, changes)
         new, old = stack.tree(), stack.tree(snapshots)
         found = list(compare(new, old)) if snapshots else []
         settled: list[str | None] = [None if base is None else base.id]

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from unionfs.errors import InUseError, NotFoundError, StoreError, UnionError, UpperBusyError
 from unionfs.images.changes import from_wire, to_wire
-from unionfs.images.control import Server, ask
+from unionfs.images.control import Gone, Server, ask
 from unionfs.images.freezing import discard_upper, freeze, open_upper
 from unionfs.images.publishing import Provenance
 from unionfs.images.stacks import StoreFS, new_upper, open_layers
 from unionfs.images.times import creation_time, rfc3339
+from unionfs.layer.directory import DirectoryLayer
+from unionfs.layer.upper import UpperDirectory
+from unionfs.store.durable import make_directory
 from unionfs.store.places import is_locked
 from unionfs.store.records import ContainerRecord, LayerRecord, PointRecord
 
@@ -107,15 +110,24 @@ class Container:
         """``created``, ``open in pid N``, ``mounted at DIR (ENGINE)``, ``in use``."""
         if not is_locked(self._keep.places.upper(self.id, self.record.upper)):
             return "created"
-        try:
-            answer = self._state() if self._fs is not None else ask(self.directory, {"op": "state"}, 2.0)
-        except (UnionError, OSError):
-            answer = None
+        answer = self._known_state()
         if answer is None:
             return "in use"
         if answer["mountpoint"] is None:
             return f"open in pid {answer['pid']}"
         return f"mounted at {answer['mountpoint']} ({answer['engine']})"
+
+    @property
+    def mountpoint(self) -> str | None:
+        """Where it is mounted, by whatever process; ``None`` if it is not."""
+        answer = self._known_state()
+        return None if answer is None else answer["mountpoint"]
+
+    def _known_state(self) -> dict[str, Any] | None:
+        try:
+            return self._state() if self._fs is not None else ask(self.directory, {"op": "state"}, 2.0)
+        except (UnionError, OSError):
+            return None
 
     def _state(self) -> dict[str, Any]:
         mounted = self._mounted
@@ -169,8 +181,10 @@ class Container:
         return fs
 
     def _let_go(self) -> None:
-        self._fs = None
-        server, self._server = self._server, None
+        """Before the writable layer is anybody else's: no more requests, and those begun have ended."""
+        with self._mutex:
+            self._fs = None
+            server, self._server = self._server, None
         if server is not None:
             server.close()
 
@@ -224,20 +238,19 @@ class Container:
 
     def _handle(self, request: dict[str, Any]) -> dict[str, Any]:
         """What another process asks for."""
-        match request.get("op"):
-            case "state":
-                return self._state()
-            case "freeze":
-                said = Provenance(**request["said"])
-                with self._mutex:
-                    return {"layer": self._freeze(said, request["why"])}
-            case "diff":
-                with self._mutex:
+        if request.get("op") == "state":
+            return self._state()
+        with self._mutex:
+            if self._fs is None or self._fs.closed:
+                raise Gone  # Closed while the request was under way; not to be opened again for it.
+            match request.get("op"):
+                case "freeze":
+                    return {"layer": self._freeze(Provenance(**request["said"]), request["why"])}
+                case "diff":
                     return {"changes": [to_wire(change) for change in self._changes(request["path"])]}
-            case "rollback":
-                with self._mutex:
+                case "rollback":
                     self._roll_back(request["layer"], request["image"], Provenance(**request["said"]))
-                return {}
+                    return {}
         raise StoreError("this container is open in another version of unionfs, which can't do that")
 
     def _freeze(self, said: Provenance, why: str) -> str | None:
@@ -302,14 +315,12 @@ class Container:
         hide nothing. The container stands on the new image afterwards.
         """
         from unionfs.images.committing import commit_layer
-        from unionfs.oci.changes import apply_change
+        from unionfs.oci.changes import apply_changes
         from unionfs.oci.model import ImageConfig
         from unionfs.oci.reference import parse_name
 
         tag = None if name is None else str(parse_name(name))
-        config = ImageConfig.new("", "")
-        for change in changes:
-            config = apply_change(config, change)  # Told before anything is frozen.
+        apply_changes(ImageConfig.new("", ""), changes)  # What is wrong is told before anything is frozen.
         record = self.record
         said = Provenance(
             created=rfc3339(creation_time(created)),
@@ -366,25 +377,36 @@ class Container:
             raise NotFoundError(f"layer {layer[:12]} is gone")
         number = str(int(record.upper) + 1)
         place = os.path.join(self.directory, number)
-        keep.places.discard(place)  # of a roll-back that was broken off
-        os.mkdir(place, 0o700)
-        fresh = new_upper(keep, place, layer)
+        opened: list[DirectoryLayer | UpperDirectory] = []
         try:
-            layers = open_layers(keep, chain)
-        except BaseException:
-            fresh.close()
-            raise
-        try:
+            with keep.places.publishing():  # No sweep finds the new directory before the row tells of it.
+                keep.places.discard(place)  # of a roll-back that was broken off
+                make_directory(place)
+                fresh = new_upper(keep, place, layer)
+                opened.append(fresh)
+                layers = open_layers(keep, chain)
+                opened += layers
+                with keep.database.transaction("rollback"):
+                    if layer is not None:
+                        if keep.records.layer(layer) is None:
+                            raise NotFoundError(f"layer {layer[:12]} is gone")
+                        keep.records.add_point(PointRecord(self.id, layer, time.time(), "rollback"))
+                    if image is not None and keep.records.image(image) is None:
+                        image = None
+                    keep.records.set_container(self.id, layer=layer, upper=number, image=image or record.image)
+            fs.restack(layers, fresh)
+        except BaseException as error:
+            if fs.tree.upper in opened:
+                raise  # It is done, but not everybody who follows could be told.
             with keep.database.transaction("rollback"):
-                keep.records.set_container(self.id, layer=layer, upper=number, image=image or record.image)
-                if layer is not None:
-                    keep.records.add_point(PointRecord(self.id, layer, time.time(), "rollback"))
-        except BaseException:
-            fresh.close()
-            for one in layers:
+                if self.record.upper == number:  # The tree refused: all is as before.
+                    keep.records.set_container(self.id, layer=record.layer, upper=record.upper, image=record.image)
+            for one in opened:
                 one.close()
+            keep.places.discard(place)
+            if isinstance(error, OSError) and layer is not None and keep.records.layer(layer) is None:
+                raise NotFoundError(f"layer {layer[:12]} is gone") from error
             raise
-        fs.restack(layers, fresh)
         discard_upper(keep, self.id, record.upper)
         keep.places.empty_trash()
 

@@ -28,8 +28,13 @@ _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 Answer = dict[str, Any]
 
 
+class Gone(Exception):
+    """What the request is for is no longer here: the asker shall find out where it is."""
+
+
 class Server:
-    """Answers requests in threads of its own until ``close``. ``handle`` may raise ``UnionError`` and ``OSError``."""
+    """Answers requests in threads of its own until ``close``; to be had only with the container's lock, as there is one
+    socket. ``handle`` may raise ``UnionError``, ``OSError``, and ``Gone``, upon which there is no answer."""
 
     def __init__(self, directory: str, handle: Callable[[Answer], Answer]) -> None:
         self._handle = handle
@@ -44,7 +49,6 @@ class Server:
         finally:
             os.close(fd)
         os.chmod(self._path, 0o600)
-        self._inode = os.stat(self._path).st_ino
         self._socket.listen(16)
         self._thread = threading.Thread(target=self._accept, name="unionfs control", daemon=True)
         self._thread.start()
@@ -68,6 +72,8 @@ class Server:
                     request = json.loads(file.readline(_MAX))
                 try:
                     answer = self._handle(request)
+                except Gone:
+                    return
                 except (UnionError, OSError) as error:
                     answer = {"error": _packed(error)}
                 connection.settimeout(None)
@@ -77,12 +83,11 @@ class Server:
 
     def close(self) -> None:
         """No more requests; those begun are answered."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(self._path).st_ino == self._inode:
-                os.unlink(self._path)
 
 
 def ask(directory: str, request: Answer, timeout: float | None = None) -> Answer | None:

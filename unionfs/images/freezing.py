@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 
+from unionfs.errors import NotFoundError, UpperBusyError
 from unionfs.images.publishing import Provenance
 from unionfs.images.stacks import StoreFS, is_untouched
 from unionfs.images.times import parsed
@@ -24,6 +25,7 @@ from unionfs.store.records import PENDING, READY, ContainerRecord, LayerRecord, 
 from unionfs.store.steps import step
 
 _MAX_COMMENT = 500
+_GLANCE = 0.1  # seconds, for who has the lock only to see whether anybody has it
 
 
 def freeze(keep: Keep, container: ContainerRecord, fs: StoreFS, said: Provenance, why: str) -> str | None:
@@ -79,10 +81,25 @@ def open_upper(keep: Keep, container: ContainerRecord) -> tuple[UpperDirectory, 
 
     Raises ``UpperBusyError`` while another has it, ``LayerError`` if it is missing.
     """
+    deadline = time.monotonic() + _GLANCE
     while True:
-        upper = UpperDirectory(
-            keep.places.upper(container.id, container.upper), keep.places.work(container.id, container.upper)
-        )
+        try:
+            upper = UpperDirectory(
+                keep.places.upper(container.id, container.upper), keep.places.work(container.id, container.upper)
+            )
+        except UpperBusyError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
+            continue
+        except OSError:
+            now = keep.records.container(container.id)
+            if now is not None and now.upper == container.upper:
+                raise
+            if now is None:
+                raise NotFoundError(f"container {container.name!r} is gone") from None
+            container = now
+            continue
         try:
             keep.collector.settle(container.id)
             now = keep.records.container(container.id)
@@ -93,7 +110,5 @@ def open_upper(keep: Keep, container: ContainerRecord) -> tuple[UpperDirectory, 
             raise
         upper.close()  # Rolled back, or removed, just before we had the lock.
         if now is None:
-            from unionfs.errors import NotFoundError
-
             raise NotFoundError(f"container {container.name!r} is gone")
         container = now

@@ -15,7 +15,7 @@ from unionfs.images.stacks import StoreFS, new_upper
 from unionfs.images.times import creation_time, rfc3339, source_date_epoch
 from unionfs.images.unpacking import unpack
 from unionfs.layer.memory import MemoryLayer
-from unionfs.oci.changes import apply_change
+from unionfs.oci.changes import apply_changes
 from unionfs.oci.model import ImageConfig
 from unionfs.oci.platform import this_platform
 from unionfs.oci.reference import parse_name
@@ -49,8 +49,7 @@ def import_tree(
     tag = None if name is None else str(parse_name(name))
     epoch = source_date_epoch()
     config = ImageConfig.new(*this_platform())
-    for change in changes:
-        config = apply_change(config, change)
+    config = apply_changes(config, changes)
     said = Provenance(created=rfc3339(creation_time(created)), author=author, comment=message or _SAID)
     with keep.places.staging() as staging:
         wrap = wrapped(staging)

@@ -20,7 +20,7 @@ from unionfs.union.tree import Tree
 
 
 class StoreFS(UnionFS):
-    """A union of a store's layers; ``UnionFS`` in all respects, and its end lets go of them."""
+    """A union of a store's layers; ``UnionFS`` in all respects, and before it ends whoever opened it is told."""
 
     def __init__(self, lower: Sequence[Layer], upper: WritableLayer | None, at_end: Callable[[], None]) -> None:
         self._at_end = at_end
@@ -29,9 +29,9 @@ class StoreFS(UnionFS):
     def close(self) -> None:
         if not self.closed:
             try:
-                super().close()
-            finally:
                 self._at_end()
+            finally:
+                super().close()
 
 
 def open_layers(keep: Keep, chain: Sequence[LayerRecord]) -> list[DirectoryLayer]:

@@ -182,9 +182,11 @@ class Store:
                     if image is not None and keep.records.image(image) is None:
                         record = ContainerRecord(key, record.name, None, layer, "1", record.made, record.command)
                     keep.records.add_container(record)
-            except BaseException:
+            except BaseException as error:
                 if keep.records.container(key) is None:
                     keep.places.discard(directory)
+                if isinstance(error, OSError) and layer is not None and keep.records.layer(layer) is None:
+                    raise NotFoundError(f"layer {layer[:12]} is gone") from error
                 raise
         return Container(self, record)
 

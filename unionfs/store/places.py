@@ -61,6 +61,7 @@ class Places:
         if not make:
             return
         try:
+            os.makedirs(self.root, mode=0o700, exist_ok=True)
             for room in ROOMS:
                 os.makedirs(os.path.join(self.root, room), mode=0o700, exist_ok=True)
             self._lock = os.open(
@@ -167,7 +168,7 @@ def is_locked(path: str) -> bool:
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)  # Shared: who looks does not see another who looks.
         return False
     except BlockingIOError:
         return True
