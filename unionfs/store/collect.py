@@ -5,21 +5,23 @@ killed has left at last. Safe beside all other work on the store.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
 import stat
+import time
 from collections.abc import Callable
 
 import attrs
 
-from unionfs.errors import UnionError
+from unionfs.errors import LayerError
 from unionfs.layer.directory import DirectoryLayer
 from unionfs.store.blobs import Blobs
 from unionfs.store.database import Database
 from unionfs.store.leases import drop_dead
 from unionfs.store.places import Places
-from unionfs.store.records import READY, LayerRecord, Records
+from unionfs.store.records import READY, LayerRecord, PointRecord, Records
 
 log = logging.getLogger(__name__)
 
@@ -120,6 +122,8 @@ class Collector:
         places = self._places
         freed.left += places.sweep_left(places.tmp)
         places.sweep_left(places.leases)
+        # Who freezes makes the row first and publishes nothing: a directory seen before the rows are read has its row.
+        rooms = {room: os.listdir(room) for room in (places.layers, places.containers)}
         with self._database.reading():
             layers = {str(row[0]) for row in self._database.rows("SELECT id FROM layers")}
             containers = {str(row[0]) for row in self._database.rows("SELECT id FROM containers")}
@@ -128,7 +132,7 @@ class Collector:
                 str(row[0]) for row in self._database.rows("SELECT id FROM images UNION SELECT manifest FROM images")
             }
         for room, known in ((places.layers, layers), (places.containers, containers)):
-            for name in os.listdir(room):
+            for name in rooms[room]:
                 if name not in known:
                     freed.left.append(name)
                     places.discard(os.path.join(room, name))
@@ -170,9 +174,13 @@ class Collector:
 
     def _settle(self, layer: LayerRecord) -> None:
         """Its directory has a commit's record if it took the writable layer's place, and has none if it did not."""
-        done = False
-        with contextlib.suppress(UnionError, OSError):
+        try:
             found = DirectoryLayer(self._places.diff(layer.id))
+        except LayerError as error:
+            if error.errno != errno.ENOENT:  # Not known is not broken off.
+                raise
+            done = False
+        else:
             done = found.record is not None
             found.close()
         with self._database.transaction("settle"):
@@ -183,6 +191,7 @@ class Collector:
             if done and container is not None and container.layer == layer.parent:
                 self._records.set_layer(layer.id, state=READY)
                 self._records.set_container(container.id, layer=layer.id)
+                self._records.add_point(PointRecord(container.id, layer.id, time.time(), "recovered"))
                 return
             self._records.drop_layer(layer.id)
         log.warning("layer %s: what froze it was broken off", layer.id[:12])
