@@ -159,7 +159,7 @@ def test_the_same_layers_are_equal_at_once(large: Path) -> None:
     new, old = tree_of([large]), tree_of([large])
     assert told(new, old) == []
     for tree in (new, old):
-        assert {call for call, _, _ in tree.resolver.layers[0].asked} == {"stat"}  # type: ignore[attr-defined]
+        assert {call for call, _, _ in tree.resolver.layers[0].asked} <= {"stat"}  # type: ignore[attr-defined]
         tree.close()
 
 

@@ -164,13 +164,12 @@ class _Comparison:
         """The directory itself, then its entries."""
         here, there = self.new.sources(new), self.old.sources(old)
         tail = self.tail(here, there)
-        above = here[: len(here) - tail] + there[: len(there) - tail]
-        linked = self.linked.get(new, set()) | self.linked.get(old, set())
-        if not above and not linked:
-            return
-        names: Iterable[bytes]
+        names: Iterable[bytes] = self.linked.get(new, set()) | self.linked.get(old, set())
         if tail:
-            names = linked.union(*(place.layer.scan(place) for place in above))
+            above = [*here[: len(here) - tail], *there[: len(there) - tail]]
+            if not above and not names:
+                return
+            names = {*names}.union(*(place.layer.scan(place) for place in above))
         else:
             names = {**self.old.entries(old), **self.new.entries(new)}
         pairs = [(name, _get(self.old, old, name), _get(self.new, new, name)) for name in sorted(names)]
@@ -184,6 +183,14 @@ class _Comparison:
 
     def tail(self, here: Sequence[LayerDir], there: Sequence[LayerDir]) -> int:
         """How many layer directories at the end are the same, and what is below them too."""
+        rest = len(here) - len(self.above(here))
+        if not rest or rest != len(there) - len(self.above(there)):
+            return self._compared_tail(here, there)
+        # The same directory of the same layers: so is what merges below it, and need not be looked at.
+        same = self.places.dir(here[-rest]) == self.places.dir(there[-rest])
+        return rest if same else self._compared_tail(here, there)
+
+    def _compared_tail(self, here: Sequence[LayerDir], there: Sequence[LayerDir]) -> int:
         count = 0
         for one, other in zip(reversed(here), reversed(there), strict=False):
             if self.places.layer(one.layer) not in self.common or self.places.dir(one) != self.places.dir(other):
@@ -313,9 +320,13 @@ class Places:
 
     def common(self, one: TreeReader, other: TreeReader) -> set[Hashable]:
         """The layers at the bottom of both trees: where redirects and metacopies lead depends on all layers below."""
-        layers = zip(reversed(one.resolver.layers), reversed(other.resolver.layers), strict=False)
-        keys = ((self.layer(a), self.layer(b)) for a, b in layers)
-        return {a for a, _ in takewhile(lambda pair: pair[0] == pair[1], keys)}
+        pairs = zip(reversed(one.resolver.layers), reversed(other.resolver.layers), strict=False)
+        return {self.layer(layer) for layer, _ in takewhile(lambda pair: self._shows_as(*pair), pairs)}
+
+    def _shows_as(self, one: Layer, other: Layer) -> bool:
+        if isinstance(one, DirectoryLayer) and isinstance(other, DirectoryLayer) and not one.shows_as(other):
+            return False
+        return self.layer(one) == self.layer(other)
 
     def dir(self, d: LayerDir) -> int:
         """The number of ``d``, from those of the directories above it: a tree may be deep."""
