@@ -34,6 +34,8 @@ _BLOCK = 1 << 20
 # What belongs to the machine and not to the tree.
 _NOT_CARRIED = frozenset({b"security.selinux", b"security.ima", b"security.evm", b"security.SMACK64"})
 
+_ENCODER = json.JSONEncoder()
+
 CHANGES = "changes"
 """The file beside a layer that lists its changes: gzipped JSON, a line each."""
 
@@ -114,20 +116,20 @@ def layer_of(
     """
     total = _Hash(to)
     try:
-        listed = io.BytesIO()
-        with gzip.GzipFile(fileobj=listed, mode="wb", compresslevel=1, mtime=0) as notes:
-            _Layer(tree, TarWriter(total.write), notes, None if epoch is None else epoch * 10**9).write(changes, base)
+        layer = _Layer(tree, TarWriter(total.write), None if epoch is None else epoch * 10**9)
+        layer.write(changes, base)
+        notes = gzip.compress("".join(layer.notes).encode(), 1, mtime=0)
     except BaseException:
         total.drop()
         raise
-    return Layered(total.end(), total.size, listed.getvalue())
+    return Layered(total.end(), total.size, notes)
 
 
 class _Layer:
-    def __init__(self, tree: TreeReader, writer: TarWriter, notes: gzip.GzipFile, latest: int | None) -> None:
+    def __init__(self, tree: TreeReader, writer: TarWriter, latest: int | None) -> None:
         self.tree = tree
         self.writer = writer
-        self.notes = notes
+        self.notes: list[str] = []
         self.latest = latest
         self.links: dict[int, bytes] = {}
         self.way: list[bytes] = []
@@ -229,7 +231,7 @@ class _Layer:
             line["size_before"] = change.before.st_size
         if fingerprint is not None:
             line["xxh3_128"] = fingerprint
-        self.notes.write(json.dumps(line).encode() + b"\n")
+        self.notes.append(_ENCODER.encode(line) + "\n")
 
 
 def _whiteout(path: bytes) -> Entry:
