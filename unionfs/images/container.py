@@ -21,7 +21,7 @@ from unionfs.images.stacks import StoreFS, new_upper, open_layers
 from unionfs.images.times import creation_time, rfc3339
 from unionfs.layer.directory import DirectoryLayer
 from unionfs.layer.upper import UpperDirectory
-from unionfs.store.durable import make_directory
+from unionfs.store.durable import flush_path, make_directory
 from unionfs.store.places import is_locked
 from unionfs.store.records import ContainerRecord, LayerRecord, PointRecord
 
@@ -386,6 +386,7 @@ class Container:
                 opened.append(fresh)
                 layers = open_layers(keep, chain)
                 opened += layers
+                flush_path(fresh.path, self.directory)
                 with keep.database.transaction("rollback"):
                     if layer is not None:
                         if keep.records.layer(layer) is None:

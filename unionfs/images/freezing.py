@@ -18,7 +18,7 @@ from unionfs.images.publishing import Provenance
 from unionfs.images.stacks import StoreFS, is_untouched
 from unionfs.images.times import parsed
 from unionfs.layer.upper import UpperDirectory
-from unionfs.store.durable import make_directory
+from unionfs.store.durable import flush_directory, make_directory
 from unionfs.store.keep import Keep
 from unionfs.store.places import new_id
 from unionfs.store.records import PENDING, READY, ContainerRecord, LayerRecord, PointRecord
@@ -32,6 +32,8 @@ def freeze(keep: Keep, container: ContainerRecord, fs: StoreFS, said: Provenance
     """Freeze the writable layer of ``container``, which ``fs`` has open, unless it holds nothing; the layer that the
     container stands on now. ``OSError``: ``EBUSY`` while the kernel's overlayfs has it.
     """
+    keep.collector.settle(container.id)  # A freezing before this one that could not be noted, on a full disk.
+    container = keep.records.container(container.id) or container
     upper = fs.tree.writable()
     layers = fs.tree.resolver.layers
     if is_untouched(upper, layers[1] if len(layers) > 1 and container.layer is not None else None):
@@ -60,6 +62,7 @@ def freeze(keep: Keep, container: ContainerRecord, fs: StoreFS, said: Provenance
             created_by=said.created_by,
             created=parsed(said.created),
         )
+        flush_directory(keep.places.layers)
         with keep.database.transaction("frozen"):
             keep.records.set_layer(layer.id, state=READY)
             keep.records.set_container(container.id, layer=layer.id)

@@ -19,7 +19,7 @@ from unionfs.images.publishing import Report
 from unionfs.images.stacks import Stack, StoreFS, new_upper
 from unionfs.oci.reference import parse_name
 from unionfs.store.collect import Freed
-from unionfs.store.durable import make_directory
+from unionfs.store.durable import flush_path, make_directory
 from unionfs.store.keep import Keep
 from unionfs.store.places import default_path, new_id
 from unionfs.store.records import ContainerRecord
@@ -174,6 +174,7 @@ class Store:
                 if layer is not None and keep.records.layer(layer) is None:
                     raise NotFoundError(f"layer {layer[:12]} is gone")
                 new_upper(keep, f"{directory}/1", layer).close()
+                flush_path(f"{directory}/1/upper", keep.places.containers)
                 with keep.database.transaction("create"):
                     if keep.records.container_by_name(record.name) is not None:
                         raise InUseError(f"the name {record.name!r} is in use by a container")

@@ -29,6 +29,14 @@ def flush_directory(path: str) -> None:
         os.close(fd)
 
 
+def flush_path(path: str, top: str) -> None:
+    """``path`` and all directories above it to disk, up to ``top``: what was made there is found after a power loss."""
+    flush_directory(path)
+    while path != top:
+        path = os.path.dirname(path)
+        flush_directory(path)
+
+
 def flush_tree(path: str) -> None:
     """Everything below ``path`` to disk: its file system's all (syncfs(2)), since a layer is many files."""
     step(f"syncfs {os.path.basename(path)}")
