@@ -61,6 +61,7 @@ class _Rows:
     containers: list[ContainerRecord] = attrs.field(factory=list)
     tags: list[tuple[str, str]] = attrs.field(factory=list)
     complete: bool = False
+    """Whether all could be read."""
 
 
 class _Check:
@@ -103,7 +104,7 @@ class _Check:
         for text in self.asked(keep.database.damage):
             self.add("database", text, path=path)
         rows = self.rows
-        count = len(self.found)
+        rows.complete = True
         records = keep.records
         layers = self.asked(records.layers)
         rows.layers = [layer for layer in layers if layer.state == READY]
@@ -111,7 +112,6 @@ class _Check:
         rows.images = self.asked(records.images)
         rows.containers = self.asked(records.containers)
         rows.tags = self.asked(records.tags)
-        rows.complete = len(self.found) == count
         known = {image.id for image in rows.images}
         for name, image in rows.tags:
             if image not in known:
@@ -127,6 +127,7 @@ class _Check:
                 self.found.append(problem)
         except (ValueError, TypeError) as error:
             self.add("database", f"a row can't be read: {error}", path=self.places.database)
+        self.rows.complete = False
         return []
 
     def names(self, images: Iterator[ImageRecord]) -> tuple[str, ...]:
@@ -171,14 +172,13 @@ class _Check:
 
     def rooms(self) -> None:
         """The store's own directories and its database."""
-        files = [f"metadata.db{end}" for end in ("", "-wal", "-shm")]
-        for room in ["", "blobs", *ROOMS, "lock", *files]:
+        for room in ["", "blobs", *ROOMS, "lock", "metadata.db"]:
             path = os.path.join(self.places.root, room) if room else self.places.root
             try:
                 for text in wrong_permissions(path, self.owner):
                     self.add("store", f"{room or 'its directory'} {text}", path=path)
             except FileNotFoundError:
-                if room not in files:
+                if room != "metadata.db":
                     self.add("store", f"{room} is missing", path=path)
             except OSError as error:
                 self.add("store", f"{room} can't be used: {error.strerror}", path=path)

@@ -253,7 +253,7 @@ def parse_changes(data: bytes) -> list[dict[str, Any]]:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
             lines = [json.loads(line) for line in file]
-        if all(isinstance(line, dict) and isinstance(line["path"], str) for line in lines):
+        if data and all(isinstance(line, dict) and isinstance(line["path"], str) for line in lines):
             return lines
     except (gzip.BadGzipFile, EOFError, ValueError, KeyError, RecursionError, zlib.error):
         pass
