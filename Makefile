@@ -6,11 +6,11 @@ RUN    := .venv/bin/python
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench setup clean
+.PHONY: help demo test check bench bench-store setup clean
 
 help:  ## list the targets
 	@echo "unionfs: one tree from many layers. Targets:"
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-17s %s\n", $$1, $$2 }'
 
 demo: setup-demo  ## try it for real: a copy-on-write view of this machine's root
 	@$(RUN) -m unionfs.cli.demo
@@ -27,6 +27,10 @@ check: setup-check  ## ruff, format, mypy --strict, the architecture
 
 bench: setup-bench  ## measure us and the peers; keeps data and pictures in benchmarks/results
 	@$(RUN) -m benchmarks $(ARGS)
+
+bench-store: setup-bench  ## measure the store against umoci and buildah; keeps results in benchmarks/results/store
+	@$(RUN) -m benchmarks --only store/ --seconds 120 --json benchmarks/results/store/latest.json $(ARGS)
+	@$(RUN) -m benchmarks.store_digests benchmarks/results/store/digests.json
 
 setup: setup-test  ## make .venv and install what tests and checks need
 

@@ -89,6 +89,10 @@ NEEDS = (
     _need("unionfs", "unionfs-fuse", "a peer", "bench"),
     _need("mergerfs", "mergerfs", "a peer", "bench"),
     _need("fio", "fio", "the read and write workloads", "bench"),
+    _need("umoci", "umoci", "a peer of the store", "bench"),
+    _need("buildah", "buildah", "a peer of the store", "bench"),
+    _need("xxhsum", "xxhash", "the hashing workload", "bench"),
+    _need("strace", "strace", "system calls counted", "bench"),
 )
 
 

@@ -9,8 +9,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import ALL
 from benchmarks.scratch import filesystem_of
+from benchmarks.workloads import CONTENDERS
 
 
 def _cpu() -> str:
@@ -22,7 +22,7 @@ def describe(scratch: Path) -> dict[str, Any]:
     """What a reader needs to judge the numbers; contenders that are missing with the reason."""
     memory = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
     versions = {}
-    for contender in ALL:
+    for contender in CONTENDERS:
         missing = contender.missing()
         versions[contender.name] = f"missing: {missing}" if missing else contender.version()
     return {

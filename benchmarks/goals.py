@@ -20,6 +20,11 @@ from benchmarks.contenders import (
     Contender,
 )
 from benchmarks.runner import Row, slowness
+from benchmarks.store_commit import AT_ONCE
+from benchmarks.store_hash import FSCK, LAYER, SHA, SHA_ALL
+from benchmarks.store_history import LOOKUPS
+from benchmarks.store_mount import INDEX, ROOT
+from benchmarks.store_peers import BUILDAH_OVERLAY, BUILDAH_VFS, OURS, OURS_COMMAND, UMOCI
 from benchmarks.workloads_change import CP, CP_SYNC
 
 METADATA_ONLY = 1 << 20
@@ -64,6 +69,9 @@ class _Rows:
 
     def cases(self, workload: str) -> list[str]:
         return list(dict.fromkeys(key[1] for key in self._rows if key[0] == workload))
+
+    def rows(self, workload: str, case: str, metric: str) -> list[Row]:
+        return [row for key, row in self._rows.items() if key[:3] == (workload, case, metric)]
 
     def metrics(self, workload: str, case: str) -> list[str]:
         return list(dict.fromkeys(key[2] for key in self._rows if key[:2] == (workload, case)))
@@ -115,7 +123,7 @@ def goals(rows: Sequence[Row]) -> list[Goal]:
         for ours, theirs in ((us, OVERLAYFS.name), (UNIONFS_VOLATILE.name, OVERLAYFS_VOLATILE.name)):
             ratio = table.ratio("change/copyup-many", case, "time a file", ours, theirs)
             found.append(Goal("copy-up, many", f"{case}, {ours} against {theirs}", "×", 2.0, ratio))
-    return [*found, *_mounted(table), *_kernel_engine(table)]
+    return [*found, *_mounted(table), *_kernel_engine(table), *_store(table)]
 
 
 def _copyup(table: _Rows, case: str) -> list[Goal]:
@@ -193,3 +201,33 @@ def _kernel_engine(table: _Rows) -> Iterator[Goal]:
             worst = max(ratios, key=lambda metric: ratios[metric], default="")
             detail = f"{workload}, {case}" + (f", mean (worst: {worst}, {ratios[worst]:.2f}×)" if ratios else "")
             yield Goal("kernel engine", detail, "×", EQUAL, mean)
+
+
+_COMMITS = ((UMOCI, 0.2), (BUILDAH_VFS, 0.5), (BUILDAH_OVERLAY, 0.5))
+_FIRST_LS = 0.050  # seconds
+
+
+def _store(table: _Rows) -> Iterator[Goal]:
+    for case in table.cases("store/commit")[-1:]:
+        for ours in (OURS, OURS_COMMAND):
+            for peer, limit in _COMMITS:
+                ratio = table.slowness("store/commit", case, "time", ours, peer)
+                yield Goal("commit", f"{case}, {ours.name} against {peer.name}", "×", limit, ratio)
+    for case in table.cases("store/constant"):
+        for metric in AT_ONCE:
+            median = table.median("store/constant", case, metric, OURS.name)
+            yield Goal("store/constant", f"{metric}, {case}", "s", _AT_ONCE, median)
+    for case in table.cases("store/commits"):
+        for metric in LOOKUPS:
+            last, first = (
+                table.median("store/commits", case, f"{metric}, {point}", OURS.name) for point in ("last", "first")
+            )
+            ratio = last / first if last is not None and first else None
+            yield Goal("store/commits", f"{metric}, after {case} against the first", "×", 1.2, ratio)
+    for case in table.cases("store/hash"):
+        for ours, alone in ((LAYER, SHA), (FSCK, SHA_ALL)):
+            ratio = table.ratio("store/hash", case, "throughput", ours.name, alone.name)
+            yield Goal("hash", f"{case}, {ours.name} against {alone.name}", "×", 1 / EQUAL, ratio, least=True)
+    for case in table.cases("store/mount"):
+        for row in table.rows("store/mount", case, ROOT) if case.endswith(INDEX) else ():
+            yield Goal("mount to ls", f"{case}, {row.contender}", "s", _FIRST_LS, row.median)

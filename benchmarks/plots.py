@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks import store_plots
 from benchmarks.contenders import OVERLAYFS, PLAIN
 from benchmarks.goals import goals
 from benchmarks.report import OURS, goal_limit, goal_quantity, quantity, times
@@ -29,6 +30,14 @@ COLOURS = {
     "mergerfs": "#ff7f0e",
     "MultiFS": "#8c564b",
     "plain directory": "#7f7f7f",
+    "unionfs, mounted": "#ff9896",
+    "unionfs commit": "#8c1a1b",
+    "umoci repack": "#1f77b4",
+    "buildah commit, vfs": "#98df8a",
+    "buildah commit, overlay": "#2ca02c",
+    "unionfs layer_of": "#d62728",
+    "unionfs fsck": "#8c1a1b",
+    "unionfs mount": "#8c1a1b",
 }
 GREY = "#7f7f7f"
 PANELS = (
@@ -69,6 +78,8 @@ def draw(directory: Path, about: dict[str, Any], rows: Sequence[Row]) -> Iterato
         "lookup-inprocess": partial(_lookup, workload="inprocess/lookup", title="In process: a lookup against depth"),
         "mounted": _mounted,
         "copyup": _copyup,
+        "store": store_plots.store,
+        "commits": store_plots.commits,
         "goals": _goals,
     }
     for name, picture in pictures.items():

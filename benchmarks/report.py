@@ -8,12 +8,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import ALL, PLAIN
+from benchmarks.contenders import PLAIN
 from benchmarks.goals import Goal
 from benchmarks.runner import Row, Workload, slowness
-from benchmarks.workloads import WORKLOADS
+from benchmarks.workloads import CONTENDERS, WORKLOADS
 
-OURS = tuple(contender.name for contender in ALL if contender.ours)
+OURS = tuple(contender.name for contender in CONTENDERS if contender.ours)
 
 
 def quantity(value: float, unit: str) -> str:
@@ -22,6 +22,8 @@ def quantity(value: float, unit: str) -> str:
         scale: tuple[tuple[float, str], ...] = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"), (1e-9, "ns"))
     elif unit == "1/s":
         scale = ((1e3, "k/s"), (1.0, "/s"))
+    elif unit == "1":
+        return f"{value:,.0f}"
     else:
         scale = ((1 << 30, f"Gi{unit}"), (1 << 20, f"Mi{unit}"), (1 << 10, f"Ki{unit}"), (1, unit))
     factor, name = next((one for one in scale if value >= one[0]), scale[-1])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks import workloads_change, workloads_programs, workloads_read, workloads_tools
+from benchmarks import store_workloads, workloads_change, workloads_programs, workloads_read, workloads_tools
 from benchmarks.runner import Workload
 
 WORKLOADS: tuple[Workload, ...] = (
@@ -10,4 +10,7 @@ WORKLOADS: tuple[Workload, ...] = (
     *workloads_change.WORKLOADS,
     *workloads_tools.WORKLOADS,
     *workloads_programs.WORKLOADS,
+    *store_workloads.WORKLOADS,
 )
+CONTENDERS = tuple({who.name: who for workload in WORKLOADS for who in workload.contenders}.values())
+"""All who take part."""
