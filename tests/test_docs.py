@@ -129,6 +129,7 @@ def test_sessions_are_as_they_are_shown(name, scratch, monkeypatch):
 @pytest.mark.fuse
 @pytest.mark.parametrize("name", of_kind("console"))
 def test_commands_print_what_is_shown(name, scratch, environment):
+    environment["UNIONFS_STORE"] = str(scratch / ".store")
     for block in blocks(text_of(name)):
         if block.kind == "console":
             run_console(block, scratch, environment)
