@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,12 @@ from typing import Any
 import pytest
 
 import unionfs.mount
+from tests.fakekernel import Kernel
+from tests.shaken import shake_mount
+from tests.test_devfuse_session import kernel  # noqa: F401
 from unionfs.errors import MountError
+from unionfs.mount.devfuse import wire
+from unionfs.mount.devfuse.session import Header, Session
 from unionfs.testing.someone import Someone
 from unionfs.union.fs import UnionFS
 
@@ -139,28 +145,63 @@ def test_all_shows_at_once(fs: UnionFS, top: Path, mnt: Path) -> None:
 
 
 def test_what_was_only_listed_is_as_it_was_or_not_found(fs: UnionFS, top: Path, mnt: Path, way: dict[str, Any]) -> None:
-    """Files that a listing has told the kernel of, and that nobody asked for."""
+    """Files that a listing has told the kernel of, and that nobody asked us for."""
     for name in ("040", "041"):
-        (mnt / "many" / name).write_text("longer than before")
+        write(top / "other/many" / name, "longer than before")
+    back(fs, top, 1, ("other", "base"))
     names = os.listdir(mnt / "many")
-    sizes = {entry.name: entry.stat().st_size for entry in os.scandir(mnt / "many")}
-    assert sizes["040"] == len("longer than before")
     fds = {name: os.open(mnt / "many" / name, os.O_PATH) for name in ("040", "041", "050")}
     try:
-        back(fs, top)
-        assert sorted(os.listdir(mnt / "many")) == sorted(names)
-        assert {entry.name: entry.stat().st_size for entry in os.scandir(mnt / "many")}["040"] == 2
-        assert (mnt / "many/040").read_text() == "40"
-        assert (mnt / "many/041").read_text() == "41"
-        assert os.fstat(fds["050"]).st_size == 2
+        assert os.fstat(fds["040"]).st_size == len("longer than before")
+        back(fs, top, 2)
         for name in ("040", "041"):
             with contextlib.suppress(FileNotFoundError):
                 st = os.fstat(fds[name])
                 # libfuse goes by the path, and finds what has the name now.
                 assert (st.st_size, st.st_nlink) == ((2, 1) if way is WAYS["fusepy"] else (18, 0))
+        assert os.fstat(fds["050"]).st_size == 2
+        assert sorted(os.listdir(mnt / "many")) == sorted(names)
+        assert {entry.name: entry.stat().st_size for entry in os.scandir(mnt / "many")}["040"] == 2
+        assert (mnt / "many/040").read_text() == "40"
+        assert (mnt / "many/041").read_text() == "41"
     finally:
         for fd in fds.values():
             os.close(fd)
+
+
+def test_random_roll_backs(fs: UnionFS, top: Path, mnt: Path) -> None:
+    shake_mount(top, fs, mnt, 1, 30)
+
+
+def test_answers_from_before_are_waited_for(kernel: Kernel) -> None:  # noqa: F811
+    """What is being answered is of the old tree, and must not reach the kernel after it has been told of the new."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(h: Header, body: memoryview, out: memoryview, wait: bool) -> int:
+        begun.set()
+        go_on.wait(WITHIN)
+        return 0
+
+    session = Session(kernel.fd, {wire.STATFS: slow}, "test", lambda: None)
+    session.start()
+    try:
+        asked = kernel.ask(wire.STATFS)
+        assert begun.wait(WITHIN)
+        session.settle(0.05)
+        assert kernel.waits(asked)
+        settling = threading.Thread(target=session.settle, args=(WITHIN,))
+        settling.start()
+        settling.join(0.1)
+        assert settling.is_alive()
+        go_on.set()
+        settling.join(WITHIN)
+        assert not settling.is_alive()
+        kernel.answer(asked)
+        session.settle(WITHIN)  # Nothing to wait for.
+    finally:
+        go_on.set()
+        kernel.end()
+        assert session.join(WITHIN)
 
 
 @pytest.mark.parametrize("way", [WAYS[name] for name in KNOWING], ids=KNOWING)

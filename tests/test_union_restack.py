@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.shaken import shake_union
 from tests.support import make_scratch, remove_scratch
 from unionfs import DirectoryLayer, LayerError, MemoryLayer, UnionError, UnionFS, UpperBusyError
 from unionfs.layer.upper import UpperDirectory
@@ -211,6 +212,7 @@ def test_metadata_of_open_files_go_on(fs: UnionFS, top: Path, base: Path) -> Non
     written, metacopy = fs.node("/etc/hosts"), fs.node("/etc/motd")
     handles = [tree.open(written, os.O_RDWR), tree.open(metacopy, os.O_RDONLY)]
     fs.restack([base], new_upper(top))
+    shutil.rmtree(top / "upper0")
     for handle, size, mode in zip(handles, (7, 7), (0o644, 0o600), strict=True):
         st = handle.stat()
         assert (st.st_nlink, st.st_size, st.st_mode & 0o777) == (0, size, mode)
@@ -367,6 +369,27 @@ def test_the_same_layers_in_another_order(fs: UnionFS, top: Path, base: Path) ->
     assert fs.node("/etc/own") is own
     assert fs.read_text("/etc/hosts") == "base"
     assert fs.node("/etc/hosts") is not hosts
+
+
+def test_redirects_to_another_layer(top: Path) -> None:
+    """A directory merges from the same places, but not one below it."""
+    one, two = top / "one", top / "two"
+    write(one / "there/first", "1")
+    write(two / "there/second", "2")
+    (top / "upper0").mkdir()
+    with UnionFS([one], top / "upper0") as fs:
+        fs.mkdir("/own")
+        fs.rename("/there", "/own/here")
+        fs.commit(top / "moved")
+        assert fs.listdir("/own/here") == ["first"]
+        fs.restack([top / "moved", two], new_upper(top))
+        assert fs.listdir("/own/here") == ["second"]
+        assert fs.read_text("/own/here/second") == "2"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_roll_backs(top: Path, seed: int) -> None:
+    shake_union(top, seed, 30)
 
 
 def test_metacopies_over_another_file(top: Path) -> None:
