@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import attrs
 
 from unionfs.images.publishing import read_config
-from unionfs.images.stacks import Stack, StoreFS
 from unionfs.images.times import parsed
 from unionfs.oci.model import ImageConfig, Manifest
 from unionfs.store.records import ImageRecord, LayerRecord
 
 if TYPE_CHECKING:
+    from unionfs.images.stacks import StoreFS
     from unionfs.images.store import Store
     from unionfs.union.diff import Change
 
@@ -119,6 +119,8 @@ class Image:
 
     def open(self) -> StoreFS:
         """Its tree, read-only, until it is closed."""
+        from unionfs.images.stacks import Stack
+
         return Stack(self._keep, self.record.layer).union()
 
     def diff(self, other: str | Image) -> Iterator[Change]:

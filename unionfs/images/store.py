@@ -12,11 +12,8 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from unionfs.errors import InUseError, NotFoundError
 from unionfs.images import points
-from unionfs.images.container import Container, check_name
 from unionfs.images.image import Image
 from unionfs.images.points import Point
-from unionfs.images.publishing import Report
-from unionfs.images.stacks import Stack, StoreFS, new_upper
 from unionfs.oci.reference import parse_name
 from unionfs.store.collect import Freed
 from unionfs.store.durable import flush_path, make_directory
@@ -27,8 +24,11 @@ from unionfs.store.records import ContainerRecord
 if TYPE_CHECKING:
     from unionfs.images.blame import Touch
     from unionfs.images.bloat import Hidden
+    from unionfs.images.container import Container
     from unionfs.images.fsck import Problem
     from unionfs.images.graph import Node
+    from unionfs.images.publishing import Report
+    from unionfs.images.stacks import StoreFS
     from unionfs.images.usage import Usage
     from unionfs.union.diff import Change
 
@@ -90,6 +90,8 @@ class Store:
 
     def containers(self) -> list[Container]:
         """All containers, newest first."""
+        from unionfs.images.container import Container
+
         return [Container(self, record) for record in self.keep.records.containers()]
 
     def image(self, ref: str) -> Image:
@@ -98,6 +100,8 @@ class Store:
 
     def container(self, ref: str) -> Container:
         """``NotFoundError`` for none, or for a beginning that several ids have."""
+        from unionfs.images.container import Container
+
         return Container(self, points.find_container(self.keep, ref))
 
     def point(self, ref: str) -> Point:
@@ -106,16 +110,18 @@ class Store:
 
     def open(self, ref: str | Image | Point) -> StoreFS:
         """The tree at a point, read-only, until it is closed. A container's is that of the moment."""
+        from unionfs.images.stacks import Stack
+
         return Stack(self.keep, self.frozen(ref)).union()
 
     def frozen(self, ref: str | Image | Point | Container) -> str | None:
         """The topmost layer of a point; a container's present state is frozen for it, in constant time."""
         if isinstance(ref, Image):
             return ref.record.layer
-        if isinstance(ref, Container):
-            ref = Point(ref.id, None, None, ref.id)
         if isinstance(ref, str):
             ref = self.point(ref)
+        if not isinstance(ref, Point):
+            ref = Point(ref.id, None, None, ref.id)
         if ref.container is not None:
             from unionfs.images.publishing import Provenance
             from unionfs.images.times import creation_time, rfc3339
@@ -148,6 +154,8 @@ class Store:
 
         ``command``: what it is for; a commit notes it as what made the changes.
         """
+        from unionfs.images.container import check_name
+
         if name is not None:
             check_name(name)
         if isinstance(ref, Image):
@@ -161,6 +169,9 @@ class Store:
         self, layer: str | None, image: str | None, name: str | None, command: Sequence[str] = ()
     ) -> Container:
         """The same, on a layer."""
+        from unionfs.images.container import Container, check_name
+        from unionfs.images.stacks import new_upper
+
         keep = self.keep
         key = new_id()
         if name is not None:
@@ -238,6 +249,7 @@ class Store:
     ) -> Iterator[Change]:
         """What turns point ``a`` into point ``b``, at and below ``path``; only layers that they don't share are looked
         at."""
+        from unionfs.images.stacks import Stack
         from unionfs.union.diff import compare
 
         with Stack(self.keep, self.frozen(a)) as old, Stack(self.keep, self.frozen(b)) as new:
