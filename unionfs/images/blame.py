@@ -110,10 +110,11 @@ class _History:
         """The layers' positions in the stack, and what each did."""
         found = []
         for i, layer in enumerate(self.layers):
-            if not _decides(layer, path):
+            moves = _decides(layer, path)
+            if moves is None:
                 continue
             new, old = self.stack.tree(i), self.stack.tree(i + 1)
-            change = _renamed(new, old, path) or _change(new, old, path)
+            change = (_renamed(new, old, path) if moves else None) or _change(new, old, path)
             if path == b"/" and i == len(self.layers) - 1:
                 change = Change("/", "added")
             if change is not None:
@@ -123,20 +124,22 @@ class _History:
         return found
 
 
-def _decides(layer: DirectoryLayer, path: bytes) -> bool:
-    """Whether the layer holds ``path``, or something on the way to it that hides or moves what is below."""
+def _decides(layer: DirectoryLayer, path: bytes) -> bool | None:
+    """Whether the layer moves a directory on the way to ``path``; ``None`` if it holds neither the path nor anything on
+    the way that hides or moves what is below."""
     d = layer.root
-    led = layer.marks(d, b".").opaque
+    hides, moves = layer.marks(d, b".").opaque, False
     for name in path.split(b"/")[1:]:
         kind = layer.kind(d, name) if name else DT_DIR
         if kind is None:
-            return led
+            return moves if hides or moves else None
         if not name or kind != DT_DIR:
-            return True
+            return moves
         d = d.child(name)
         marks = layer.marks(d, b".")
-        led |= marks.opaque or marks.redirect is not None
-    return True
+        hides |= marks.opaque
+        moves |= marks.redirect is not None
+    return moves
 
 
 def _change(new: Tree, old: Tree, path: bytes) -> Change | None:
