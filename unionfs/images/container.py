@@ -386,8 +386,11 @@ class Container:
                 opened.append(fresh)
                 layers = open_layers(keep, chain)
                 opened += layers
-                flush_path(fresh.path, self.directory)
+                flush_path(f"{place}/upper", self.directory)
                 with keep.database.transaction("rollback"):
+                    left = record.layer
+                    if left is not None and all(point.layer != left for point in self.points()):
+                        keep.records.add_point(PointRecord(self.id, left, time.time(), "rollback"))
                     if layer is not None:
                         if keep.records.layer(layer) is None:
                             raise NotFoundError(f"layer {layer[:12]} is gone")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
@@ -24,7 +24,7 @@ from unionfs.oci.model import (
     chain_ids,
 )
 from unionfs.store.collect import size_on_disk
-from unionfs.store.durable import flush_tree, move, write_file
+from unionfs.store.durable import flush_tree, put_file
 from unionfs.store.keep import Keep
 from unionfs.store.places import new_id
 from unionfs.store.records import ImageRecord, LayerRecord
@@ -107,8 +107,9 @@ def publish(
     to: one that is there already, if it has the same content on the same layers.
     """
     raw = config.to_bytes()
-    with keep.places.publishing():
-        layer = None if new is None else _ready(keep, new)
+    key = new.snapshot.id if new is not None and new.staged is None and new.snapshot is not None else new_id()
+    with keep.places.publishing(), _or_nothing(keep, key):
+        layer = None if new is None else _ready(keep, new, key)
         if below is None:
             below = keep.records.chain(None if top is None else top.id)
         before = below[::-1]
@@ -137,23 +138,30 @@ def publish(
         _RECENT[image] = config
         while len(_RECENT) > 8:
             _RECENT.popitem(last=False)
-        if spare is not None:
-            keep.places.discard(keep.places.layer(spare))
+    if spare is not None:
+        keep.collector.discard([spare])
     return image
 
 
-def _ready(keep: Keep, new: NewLayer) -> LayerRecord:
+@contextlib.contextmanager
+def _or_nothing(keep: Keep, key: str) -> Iterator[None]:
+    """A layer's directory that no row came to tell of goes: it may be what has filled the disk."""
+    try:
+        yield
+    except BaseException:
+        if keep.records.layer(key) is None:
+            keep.collector.discard([key])
+        raise
+
+
+def _ready(keep: Keep, new: NewLayer, key: str) -> LayerRecord:
     """The layer's directory and its list of changes in their place, and on disk."""
-    if new.staged is not None:
-        key, at = new_id(), new.staged
-    else:
-        assert new.snapshot is not None
-        key, at = new.snapshot.id, keep.places.layer(new.snapshot.id)
-    _put(keep, at, CHANGES, new.layered.changes)
+    at = new.staged if new.staged is not None else keep.places.layer(key)
+    put_file(os.path.join(at, CHANGES), new.layered.changes, keep.places.tmp)
     index = new.index
     if index is None:
         index = index_of(keep, os.path.join(at, "diff"), new.parent)
-    _put(keep, at, INDEX, index)
+    put_file(os.path.join(at, INDEX), index, keep.places.tmp)
     size = size_on_disk(os.path.join(at, "diff"))
     if new.staged is not None:
         flush_tree(at)
@@ -176,13 +184,6 @@ def _ready(keep: Keep, new: NewLayer) -> LayerRecord:
     )
 
 
-def _put(keep: Keep, directory: str, name: str, data: bytes) -> None:
-    """A file beside a layer, in one step; one that a broken off commit left is replaced."""
-    staged = os.path.join(keep.places.tmp, secrets.token_hex(8))
-    write_file(staged, data)
-    move(staged, os.path.join(directory, name))
-
-
 def index_of(keep: Keep, path: str, parent: LayerRecord | None) -> bytes:
     """The index of the layer at ``path``, which stands on ``parent``."""
     chain = [] if parent is None else keep.records.chain(parent.id)
@@ -200,8 +201,8 @@ def _record(keep: Keep, new: NewLayer, layer: LayerRecord) -> tuple[LayerRecord,
     assert layer.chain_id is not None
     same = records.layer_by_chain(layer.chain_id)
     adopted = new.staged is None
-    if same is not None and same.id != layer.id:
-        if new.snapshot is not None:
+    if same is not None:  # Perhaps the snapshot itself, which another commit was quicker to make an image of.
+        if new.snapshot is not None and new.snapshot.id != same.id:
             records.set_layer(new.snapshot.id, same_as=same.id)
         return same, None if adopted else layer.id
     if adopted:

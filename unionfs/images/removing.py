@@ -33,6 +33,7 @@ def remove_container(store: Store, container: Container, *, force: bool) -> None
         if lock is None and os.path.isdir(keep.places.upper(record.id, record.upper)):
             raise InUseError(f"container {record.name!r} is {container.status}")
         freed = Freed()
+        keep.reserve.give()
         with keep.database.transaction("rm"):
             now = keep.records.container(record.id)
             if now is None:
@@ -73,6 +74,7 @@ def remove_image(store: Store, ref: str, *, force: bool) -> list[str]:
     keep = store.keep
     said: list[str] = []
     freed = Freed()
+    keep.reserve.give()
     with keep.database.transaction("rmi"):
         record = find_image(keep, ref)
         names = keep.records.names_of(record.id)

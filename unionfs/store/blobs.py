@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import secrets
 
 from unionfs.errors import StoreError
-from unionfs.store.durable import move, write_file
+from unionfs.store.durable import flush_directory, put_file
 from unionfs.store.places import Places
 
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
@@ -40,17 +39,11 @@ class Blobs:
         if os.path.exists(path):
             try:
                 self.get(digest)
+                flush_directory(self._places.blobs)  # Who made it may not have come to that yet.
                 return digest
             except StoreError:
                 pass  # A damaged one is replaced.
-        staged = os.path.join(self._places.tmp, secrets.token_hex(8))
-        try:
-            write_file(staged, data)
-            move(staged, path)
-        except BaseException:
-            if os.path.exists(staged):
-                os.unlink(staged)
-            raise
+        put_file(path, data, self._places.tmp)
         return digest
 
     def get(self, digest: str) -> bytes:

@@ -22,6 +22,7 @@ from unionfs.store.database import Database
 from unionfs.store.leases import drop_dead
 from unionfs.store.places import Places
 from unionfs.store.records import READY, LayerRecord, PointRecord, Records
+from unionfs.store.reserve import Reserve
 
 log = logging.getLogger(__name__)
 
@@ -61,11 +62,12 @@ SELECT id, size FROM layers WHERE id NOT IN live ORDER BY depth DESC
 class Collector:
     """Collection over one store."""
 
-    def __init__(self, places: Places, database: Database, records: Records, blobs: Blobs) -> None:
+    def __init__(self, places: Places, database: Database, records: Records, blobs: Blobs, reserve: Reserve) -> None:
         self._places = places
         self._database = database
         self._records = records
         self._blobs = blobs
+        self.reserve = reserve
 
     def drop_unused(self, freed: Freed, *, images: bool) -> list[str]:
         """Rows that nothing refers to, in a transaction of the caller's: layers, and with ``images`` images that have
@@ -98,6 +100,7 @@ class Collector:
     def collect(self, progress: Progress | None = None) -> Freed:
         """Everything that can go, goes."""
         freed = Freed()
+        self.reserve.give()
         for begun in self._records.pending():
             with contextlib.suppress(BlockingIOError):
                 self.settle_alone(begun)
@@ -110,6 +113,7 @@ class Collector:
         with self._places.sweeping():
             self._sweep(freed)
         self._places.empty_trash()
+        self.reserve.fill()
         return freed
 
     def sweep(self) -> None:

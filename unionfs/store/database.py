@@ -7,6 +7,7 @@ connection belongs to one process; who comes out of a fork gets one of its own.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 import threading
@@ -106,6 +107,8 @@ class Database:
             raise
         except sqlite3.OperationalError as error:
             text = str(error)
+            if self._says_full(error):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self.path) from error
             if "locked" in text or "busy" in text:
                 raise StoreError(
                     f"{self.path}: another process has been changing the store for {_PATIENCE:.0f} s"
@@ -113,6 +116,17 @@ class Database:
             raise StoreError(f"{self.path}: {text}") from error
         except sqlite3.DatabaseError as error:
             raise StoreError(f"{self.path}: the store's database is damaged ({error}); see `unionfs fsck`") from error
+
+    def _says_full(self, error: sqlite3.OperationalError) -> bool:
+        """Whether a full disk is the reason. SQLite says so of its log and its database, but not of its other files."""
+        kind = error.sqlite_errorcode & 0xFF
+        if kind == sqlite3.SQLITE_FULL:
+            return True
+        if kind not in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN):
+            return False
+        with contextlib.suppress(OSError):
+            return os.statvfs(os.path.dirname(self.path)).f_bavail == 0
+        return False
 
     def _open(self) -> sqlite3.Connection:
         if self._connection is not None and self._pid != os.getpid():

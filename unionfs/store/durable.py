@@ -19,6 +19,18 @@ def make_directory(path: str, mode: int = 0o700) -> None:
     os.mkdir(path, mode)
 
 
+def put_file(path: str, data: bytes, tmp: str) -> None:
+    """A file with these bytes, whole and flushed, in place of any other; it is made in the directory ``tmp``."""
+    staged = os.path.join(tmp, secrets.token_hex(8))
+    try:
+        write_file(staged, data)
+        move(staged, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(staged)
+        raise
+
+
 def flush_directory(path: str) -> None:
     """The names in a directory to disk (fsync(2))."""
     step(f"fsync {os.path.basename(path)}")

@@ -8,6 +8,7 @@
     tmp/<token>/                unfinished work, locked by who does it
     trash/                      what is on its way out
     lock                        shared by who publishes, exclusive for who sweeps
+    reserve                     room that is given up when there is no other
 
 All locks are flock(2): they go with the process. Whatever stands in ``tmp`` or ``leases`` and is not locked was left by
 a process that ended, and goes at the next sweep.
