@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from unionfs.images.publishing import read_config
 from unionfs.images.times import parsed
 from unionfs.oci.model import ImageConfig, Manifest
 from unionfs.store.records import ImageRecord, LayerRecord
@@ -69,6 +68,8 @@ class Image:
     @property
     def config(self) -> ImageConfig:
         """``StoreError`` if the blob is missing or damaged."""
+        from unionfs.images.publishing import read_config
+
         return read_config(self._keep, self.id)
 
     @property
