@@ -62,14 +62,18 @@ def pack(directories: Mapping[bytes, Merged]) -> bytes:
 
 def _note(path: bytes, merged: Merged) -> bytes:
     codes, apart = array("I"), array("I")
-    for code in merged.entries.values():
-        if isinstance(code, tuple):
-            codes.append(len(apart) << 4 | _SEVERAL)
-            apart.append(len(code))
-            apart.extend(code)
-        else:
-            codes.append(code)
-    names = b"".join(name + b"\0" for name in merged.entries)
+    try:
+        codes.extend(merged.entries.values())  # type: ignore[arg-type]
+    except TypeError:  # Some have several places.
+        codes = array("I")
+        for code in merged.entries.values():
+            if isinstance(code, tuple):
+                codes.append(len(apart) << 4 | _SEVERAL)
+                apart.append(len(code))
+                apart.extend(code)
+            else:
+                codes.append(code)
+    names = b"\0".join((*merged.entries, b""))
     elsewhere = array("I")
     for number, there in merged.elsewhere:
         elsewhere.extend((number, len(there)))
@@ -127,10 +131,10 @@ class Index:
             at += head[i + 1]
         names = bytes(note[at : at + of_names]).split(b"\0")
         codes: list[int | tuple[int, ...]] = [*head[6 + 2 * elsewhere : 6 + 2 * elsewhere + entries]]
-        places = 6 + 2 * elsewhere + entries
-        for i, code in enumerate(codes):
-            assert isinstance(code, int)
-            if code & 15 == _SEVERAL:
-                begin = places + (code >> 4) + 1
-                codes[i] = tuple(head[begin : begin + head[begin - 1]])
+        if of_places:
+            places = 6 + 2 * elsewhere + entries
+            for i, code in enumerate(head[places - entries : places]):
+                if code & 15 == _SEVERAL:
+                    begin = places + (code >> 4) + 1
+                    codes[i] = tuple(head[begin : begin + head[begin - 1]])
         return Merged(count, tuple(there), dict(zip(names, codes, strict=False)))
