@@ -15,7 +15,8 @@ from unionfs.images.times import parsed
 from unionfs.layer.directory import DirectoryLayer
 from unionfs.layer.protocol import DT_DIR
 from unionfs.store.records import LayerRecord
-from unionfs.union.diff import Change, Kind, What, compare, find
+from unionfs.union.diff import Change, Kind, What, compare
+from unionfs.union.node import DirNode, Node
 from unionfs.union.tree import Tree
 
 if TYPE_CHECKING:
@@ -144,27 +145,45 @@ def _decides(layer: DirectoryLayer, path: bytes) -> bool | None:
 
 def _change(new: Tree, old: Tree, path: bytes) -> Change | None:
     """What happened to ``path`` itself."""
-    if find(new, path) is None and find(old, path) is None:
-        return None
     text = os.fsdecode(path)
+    now, then = _at(new, path), _at(old, path)
+    if now is None or then is None:
+        return None if now is then else Change(text, "added" if then is None else "deleted")
     change = next(compare(new, old, text), None)
     return change if change is not None and change.path == text else None
 
 
+def _at(tree: Tree, path: bytes) -> Node | None:
+    """What is at ``path``, and not at what a symbolic link makes of it: there may have been one on the way once."""
+    n: Node = tree.root
+    for name in path.split(b"/"):
+        if not isinstance(n, DirNode):
+            return None
+        if name:
+            try:
+                n = tree.lookup(n, name)
+            except FileNotFoundError:
+                return None
+    return n
+
+
 def _renamed(new: Tree, old: Tree, path: bytes) -> Change | None:
     """``path`` as added under this name, if it or a directory on the way was renamed to it."""
-    if find(new, path) is None:
+    if _at(new, path) is None:
         return None
     at, rest = path, b""
     while at.strip(b"/"):
-        change = _change(new, old, at)
+        if _at(old, at) is not None:
+            return None  # It was there before, and so was all on the way.
+        try:
+            change = next(compare(new, old, os.fsdecode(at)), None)
+        except OSError:
+            change = None  # A loop of symbolic links where now a directory is.
         if change is not None and change.renamed_from is not None:
             before = os.fsencode(change.renamed_from) + rest
-            if find(old, before) is None:
+            if _at(old, before) is None:
                 return None
             return Change(os.fsdecode(path), "added", renamed_from=os.fsdecode(before))
-        if change is None and find(old, at) is not None:
-            return None  # It was there before, and so was all on the way.
         at, _, name = at.rpartition(b"/")
         rest = b"/" + name + rest
     return None

@@ -196,7 +196,8 @@ Lines: TypeAlias = "dict[str, Line]"
 
 
 def _by_path(lines: list[Line]) -> Lines:
-    return {line["path"]: line for line in lines}
+    # A directory that was renamed may be a copy in a layer that was made anew: that is no damage.
+    return {line["path"]: {key: line[key] for key in line if key != "renamed_from"} for line in lines}
 
 
 def _difference(noted: Line | None, now: Line | None) -> str:
