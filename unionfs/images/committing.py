@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from unionfs.errors import StoreError
+from unionfs.errors import NotFoundError, StoreError
 from unionfs.images.layering import layer_of
 from unionfs.images.publishing import NewLayer, Provenance, Report, publish, read_config
 from unionfs.images.stacks import Stack, new_upper
@@ -54,10 +54,8 @@ def config_of(keep: Keep, below: Sequence[LayerRecord], hint: str | None) -> tup
             continue
         try:
             config = read_config(keep, image.id)
-        except StoreError:
-            if keep.records.image(image.id) is None:
-                continue  # Removed and collected just now.
-            raise
+        except NotFoundError:
+            continue  # Removed and collected just now.
         if config.diff_ids[: len(diff_ids)] == diff_ids:
             exact = len(config.diff_ids) == len(diff_ids)
             return config.upto(len(diff_ids)), image if exact else None

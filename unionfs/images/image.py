@@ -67,15 +67,17 @@ class Image:
 
     @property
     def config(self) -> ImageConfig:
-        """``StoreError`` if the blob is missing or damaged."""
+        """``NotFoundError`` once the image is removed; ``StoreError`` if the blob is missing or damaged."""
         from unionfs.images.publishing import read_config
 
         return read_config(self._keep, self.id)
 
     @property
     def manifest(self) -> Manifest:
-        """Its layers as uncompressed tars. ``StoreError`` if the blob is missing or damaged."""
-        return Manifest.parse(self._keep.blobs.get(self.digest))
+        """Its layers as uncompressed tars. Raises as ``config``."""
+        from unionfs.images.publishing import read_blob
+
+        return Manifest.parse(read_blob(self._keep, self.id, self.digest))
 
     @property
     def created(self) -> dt.datetime | None:

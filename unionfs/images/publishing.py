@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
+from unionfs.errors import NotFoundError, StoreError
 from unionfs.images.layering import CHANGES, Layered
+from unionfs.images.points import short
 from unionfs.images.stacks import open_layers
 from unionfs.layer.directory import DirectoryLayer
 from unionfs.layer.merged import pack
@@ -75,9 +77,19 @@ _RECENT: OrderedDict[str, ImageConfig] = OrderedDict()
 """Configs that were made just now: who commits a thousand times goes on from what it has just written."""
 
 
+def read_blob(keep: Keep, image: str, digest: str) -> bytes:
+    """A blob of an image. ``NotFoundError`` if the image is gone; ``StoreError`` if the blob is missing or damaged."""
+    try:
+        return keep.blobs.get(digest)
+    except StoreError:
+        if keep.records.image(image) is None:
+            raise NotFoundError(f"image {short(image)} is gone") from None
+        raise
+
+
 def read_config(keep: Keep, image: str) -> ImageConfig:
-    """The config of an image. ``StoreError`` if its blob is missing or damaged."""
-    data = keep.blobs.get(image)
+    """The config of an image. ``NotFoundError`` if it is gone; ``StoreError`` if its blob is missing or damaged."""
+    data = read_blob(keep, image, image)
     return _RECENT.get(image) or ImageConfig.parse(data)
 
 
