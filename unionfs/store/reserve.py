@@ -12,7 +12,7 @@ import os
 SIZE = 1 << 20
 """Bytes."""
 
-_PLENTY = 64 * SIZE
+_PLENTY = 8 * SIZE
 
 
 class Reserve:
