@@ -181,16 +181,31 @@ class _Change:
                 continue
             new = fresh.entries(f)
             changed = {name for name in new if name not in d.entries}
+            twins = self._twins(d, f)
             for name, entry in d.entries.items():
                 code = new.get(name)
-                if isinstance(entry, DirNode) and code is not None and kind_of(code) == DT_DIR:  # type: ignore[arg-type]
+                if type(entry) is int and type(code) is int:  # Most are.
+                    kind = entry & 15
+                    if kind != code & 15 or (kind != DT_DIR and twins.get(code >> 4) != entry >> 4):
+                        changed.add(name)
+                elif isinstance(entry, DirNode) and code is not None and kind_of(code) == DT_DIR:  # type: ignore[arg-type]
                     child = fresh.lookup(f, name)
                     assert isinstance(child, DirNode)
                     if entry in unsafe or not self._is_as_it_was(entry, child):
                         todo.append((entry, child))
-                elif code is None or not self._stays(d, f, name, entry, code):  # type: ignore[arg-type]
+                elif code is None or not self._stays(f, name, entry, code):  # type: ignore[arg-type]
                     changed.add(name)
             self._pairs.append(_Pair(d, f, self._number(d, f), changed))
+
+    def _twins(self, d: DirNode, f: DirNode) -> dict[int, int]:
+        """Which place in the new sources is which in the old ones, where both stacks have it in common."""
+        old = {source.layer: place for place, source in enumerate(reversed(self.tree.sources(d)))}
+        found: dict[int, int] = {}
+        for place, source in enumerate(reversed(self.fresh.sources(f))):
+            twin = old.get(source.layer)
+            if twin is not None and self._is_common_place(self.tree.sources(d)[-1 - twin], source):
+                found[place] = twin
+        return found
 
     def _with_links_elsewhere(self) -> set[DirNode]:
         """Directories with a name of a hard link whose object another layer holds, and those above them."""
@@ -228,13 +243,11 @@ class _Change:
     def _is_common_place(self, a: LayerDir, b: LayerDir) -> bool:
         return id(a.layer) in self._common and _is_same(a, b)
 
-    def _stays(self, d: DirNode, f: DirNode, name: bytes, entry: Node | Code, code: Code) -> bool:
-        """Whether the name leads to the same object."""
+    def _stays(self, f: DirNode, name: bytes, entry: Node | Code, code: Code) -> bool:
+        """Whether the name leads to the same object; or to a directory as before, of which nobody knows."""
         there = self.fresh.sources(f)[-1 - places(code)[0]]
         if not isinstance(entry, Node):
-            if kind_of(entry) != kind_of(code):
-                return False
-            return kind_of(code) == DT_DIR or self._is_common_place(self.tree.sources(d)[-1 - places(entry)[0]], there)
+            return kind_of(entry) == kind_of(code) == DT_DIR
         if not isinstance(entry, FileNode) or entry.kind != kind_of(code) or id(there.layer) not in self.stay:
             return False
         if entry.names is None:
@@ -350,7 +363,16 @@ class _Change:
 
 
 def _is_same(a: LayerDir, b: LayerDir) -> bool:
-    return a is b or (a.layer is b.layer and a.path == b.path)
+    """Whether both are one directory of one layer."""
+    at: LayerDir | None = a
+    other: LayerDir | None = b
+    if a.layer is not b.layer:
+        return False
+    while at is not other:
+        if at is None or other is None or at.name != other.name:
+            return False
+        at, other = at.parent, other.parent
+    return True
 
 
 def _object(d: LayerDir, name: bytes) -> tuple[int, int]:
