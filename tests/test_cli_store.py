@@ -404,16 +404,17 @@ def test_completion(web: str, top: Path, monkeypatch: pytest.MonkeyPatch, capfd:
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_list_imports_no_engine(top: Path) -> None:
+def test_a_list_imports_neither_trees_nor_engines(top: Path) -> None:
     code = (
         "import sys\n"
         "from unionfs.cli import main\n"
-        "try: main(['images'])\n"
+        "try: main(['--store', 'empty', 'images'])\n"
         "except SystemExit: pass\n"
-        "print([name for name in ('fuse', 'rich', 'unionfs.mount', 'unionfs.run')"
+        "print([name for name in ('fuse', 'rich', 'unionfs.mount', 'unionfs.run', 'unionfs.union')"
         " if name in sys.modules])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=support.REPO, check=True)
+    environment = {**os.environ, "PYTHONPATH": str(support.REPO)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
 
