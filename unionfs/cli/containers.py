@@ -184,8 +184,11 @@ def commit(
     """
     from unionfs.cli.progress import reporting
 
-    with common.open_store() as store, reporting() as report, store.container(container) as found:
-        made = found.commit(name, message=message, author=author, changes=changes, created_by=created_by, report=report)
+    with common.open_store() as store, store.container(container) as found:
+        with reporting() as report:
+            made = found.commit(
+                name, message=message, author=author, changes=changes, created_by=created_by, report=report
+            )
         print_made(made, as_json)
 
 
@@ -210,18 +213,21 @@ def fork(container: str, name: str | None, as_json: bool) -> None:
 @click.command()
 @click.argument("container", type=CONTAINER)
 @click.argument("point", type=POINT)
+@click.option("--discard", is_flag=True, help="Throw away what was changed since the last point.")
 @common.store_option
-def rollback(container: str, point: str) -> None:
+def rollback(container: str, point: str, discard: bool) -> None:
     """Take CONTAINER to POINT, an image or any layer of a history, while it is mounted and in use.
 
-    The state that it was in stays a point of its history: `unionfs log` shows it, and another `rollback` goes there.
+    The state that it was in stays a point of its history: `unionfs log` shows it, and another `rollback` goes there;
+    with `--discard` what was changed since its last point is thrown away.
     Programs go on with the files that they have open; names lead to what POINT has.
 
     \b
     Examples:
       unionfs rollback web debian:13
       unionfs rollback web web~1
+      unionfs rollback --discard web web~1
       unionfs rollback web 3f2a9c1b77d0
     """
     with common.open_store() as store, store.container(container) as found:
-        found.rollback(point)
+        found.rollback(point, discard=discard)

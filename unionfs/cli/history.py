@@ -179,7 +179,7 @@ def _told(node: Node, no_trunc: bool) -> str:
     heads += [click.style(f"container {name}", fg="cyan") for name in node.containers]
     if heads:
         parts.append(f"({', '.join(heads)})")
-    parts.append(shown(layer.comment or layer.created_by or "a snapshot"))
+    parts.append(shown(layer.comment or layer.created_by or ("a snapshot" if layer.chain_id is None else "no message")))
     parts.append(click.style(f"— {', '.join(filter(None, [shown(layer.author), _age(layer.created)]))}", dim=True))
     return " ".join(parts)
 

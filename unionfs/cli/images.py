@@ -51,15 +51,16 @@ def import_(source: str, name: str | None, message: str, author: str, changes: t
     """
     from unionfs.cli.progress import reporting
 
-    with common.open_store() as store, reporting() as report:
-        image = store.import_(
-            sys.stdin.buffer if source == "-" else source,
-            name,
-            message=message,
-            author=author,
-            changes=changes,
-            report=report,
-        )
+    with common.open_store() as store:
+        with reporting() as report:
+            image = store.import_(
+                sys.stdin.buffer if source == "-" else source,
+                name,
+                message=message,
+                author=author,
+                changes=changes,
+                report=report,
+            )
         print_made(image, as_json)
 
 
@@ -221,6 +222,7 @@ def squash(image: str, name: str | None, base: str | None, message: str, author:
     """
     from unionfs.cli.progress import reporting
 
-    with common.open_store() as store, reporting() as report:
-        made = store.squash(image, name, base=base, message=message, author=author, report=report)
+    with common.open_store() as store:
+        with reporting() as report:
+            made = store.squash(image, name, base=base, message=message, author=author, report=report)
         print_made(made, as_json)
