@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -65,7 +66,7 @@ class Worker:
         store, rng = self.store, self.rng
         image, other = rng.choice(IMAGES), rng.choice(IMAGES)
         name, name2 = rng.choice(CONTAINERS), rng.choice(CONTAINERS)
-        acts = {
+        acts: dict[str, Callable[[], object]] = {
             "create": lambda: store.create(image, name),
             "create nameless": lambda: self.nameless(image),
             "put": lambda: self.put(store.container(name)),

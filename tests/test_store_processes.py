@@ -141,7 +141,7 @@ def test_everything_against_everything(store: Store, workers: Workers) -> None:
 def wait_for(process: subprocess.Popen[str], count: int) -> list[str]:
     """Files that the holder has written, `count` of them."""
     assert process.stdout is not None
-    found = []
+    found: list[str] = []
     while len(found) < count:
         line = process.stdout.readline()
         assert line, process.stderr and process.stderr.read()
@@ -245,7 +245,7 @@ def test_threads_share_a_store_and_a_container(store: Store) -> None:
             thread("fork", fork),
             thread("diff", lambda: [shared.diff(), list(store.diff("seed", "shared"))]),
             thread("other object", close),
-            thread("gc", lambda: [store.gc(), time.sleep(0.02)]),
+            thread("gc", lambda: [store.gc(), stop.wait(0.02)]),
             thread("look", look),
         ]
         for each in threads:

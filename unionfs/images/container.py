@@ -249,7 +249,8 @@ class Container:
                 case "diff":
                     return {"changes": [to_wire(change) for change in self._changes(request["path"])]}
                 case "rollback":
-                    self._roll_back(request["layer"], request["image"], Provenance(**request["said"]))
+                    kept = None if request["discard"] else Provenance(**request["said"])
+                    self._roll_back(request["layer"], request["image"], kept)
                     return {}
         raise StoreError("this container is open in another version of unionfs, which can't do that")
 
@@ -347,11 +348,12 @@ class Container:
         record = self.record
         return self._store.create_on(top, record.image, name, record.command)
 
-    def rollback(self, point: str | Point) -> None:
+    def rollback(self, point: str | Point, *, discard: bool = False) -> None:
         """Go back, or forth, to a point of a history, while mounted.
 
-        The present state is frozen first and stays a point of this container (``points``). Programs that run on the
-        mount go on; what they have open stays as it was for them, names lead to what the point has.
+        The present state is frozen first and stays a point of this container (``points``); with ``discard`` what its
+        writable layer holds is thrown away. Programs that run on the mount go on; what they have open stays as it was
+        for them, names lead to what the point has.
         """
         found = self._store.point(point) if isinstance(point, str) else point
         if found.container is not None and found.container != self.id:
@@ -361,16 +363,19 @@ class Container:
             "op": "rollback",
             "layer": found.layer,
             "image": found.image,
+            "discard": discard,
             "said": {name: getattr(said, name) for name in _SAID},
         }
-        self._by_holder(request, lambda: self._roll_back(found.layer, found.image, said), lambda _: None)
+        kept = None if discard else said
+        self._by_holder(request, lambda: self._roll_back(found.layer, found.image, kept), lambda _: None)
 
-    def _roll_back(self, layer: str | None, image: str | None, said: Provenance) -> None:
+    def _roll_back(self, layer: str | None, image: str | None, kept: Provenance | None) -> None:
         keep = self._keep
         fs = self.fs
         if fs.tree.lent is not None:
             raise InUseError(_LENT.format(self.name))
-        self._freeze(said, "rollback")
+        if kept is not None:
+            self._freeze(kept, "rollback")
         record = self.record
         chain = keep.records.chain(layer)
         if layer is not None and not chain:
@@ -395,16 +400,18 @@ class Container:
                         if keep.records.layer(layer) is None:
                             raise NotFoundError(f"layer {layer[:12]} is gone")
                         keep.records.add_point(PointRecord(self.id, layer, time.time(), "rollback"))
-                    if image is not None and keep.records.image(image) is None:
-                        image = None
-                    keep.records.set_container(self.id, layer=layer, upper=number, image=image or record.image)
+                    keep.records.set_container(self.id, layer=layer, upper=number)
+                    if image is not None and keep.records.image(image) is not None:
+                        keep.records.set_container(self.id, image=image)
             fs.restack(layers, fresh)
         except BaseException as error:
             if fs.tree.upper in opened:
                 raise  # It is done, but not everybody who follows could be told.
             with keep.database.transaction("rollback"):
                 if self.record.upper == number:  # The tree refused: all is as before.
-                    keep.records.set_container(self.id, layer=record.layer, upper=record.upper, image=record.image)
+                    keep.records.set_container(self.id, layer=record.layer, upper=record.upper)
+                    if record.image is not None and keep.records.image(record.image) is not None:
+                        keep.records.set_container(self.id, image=record.image)
             for one in opened:
                 one.close()
             keep.places.discard(place)
