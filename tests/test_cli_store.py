@@ -195,6 +195,9 @@ def test_fork_and_rollback(web: str) -> None:
     before = loaded("log")
     ok("rollback", "web", next(node["id"] for node in before if "base:latest" not in node["names"])[:12])
     assert lines("diff", "web") == WEB
+    change("web", lambda fs: fs.write_text("/newer", ""))
+    ok("rollback", "--discard", "web", "web~1")
+    assert lines("diff", "web") == WEB
     fails("rollback", "web", "try", said="fork it")
     fails("rollback", "web", "web~9", said="web")
 

@@ -241,6 +241,25 @@ def test_the_state_before_a_rollback_is_kept(store: Store, base: Image, web: Con
     assert image.history()[0].id in layers_on_disk(store)
 
 
+def test_what_is_thrown_away_at_a_rollback_is_gone(store: Store, base: Image, web: Container) -> None:
+    web.fs.write_text("/a", "1")
+    web.fork("try")
+    web.fs.write_text("/b", "2")
+    with web.fs.open("/b", "r+") as opened:
+        web.rollback("web~0", discard=True)
+        opened.write("3")
+        opened.seek(0)
+        assert opened.read() == "3"
+    assert web.fs.read_text("/a") == "1"
+    assert not web.fs.exists("/b")
+    before = set(layers_on_disk(store))
+    for _ in range(3):
+        web.fs.write_text("/c", "")
+        web.rollback("web~1", discard=True)
+    assert lines(web.diff()) == ["A /a"]
+    assert set(layers_on_disk(store)) == before
+
+
 def test_a_container_is_no_point_to_roll_back_to(store: Store, web: Container) -> None:
     store.create("base", "other")
     with pytest.raises(UnionError, match="is a container"):
