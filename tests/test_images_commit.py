@@ -16,7 +16,7 @@ import pytest
 
 from tests import support
 from tests.storehouse import layers_on_disk, lines, make_source
-from unionfs import Container, Image, NotFoundError, Store, UnionError
+from unionfs import Container, Image, InUseError, NotFoundError, Store, UnionError
 
 EPOCH = "1700000000"
 
@@ -239,6 +239,19 @@ def test_the_state_before_a_rollback_is_kept(store: Store, base: Image, web: Con
     store.gc()
     assert len(layers_on_disk(store)) == 2
     assert image.history()[0].id in layers_on_disk(store)
+
+
+@pytest.mark.root
+@pytest.mark.overlay
+def test_the_kernels_mount_of_a_container(store: Store, base: Image, web: Container, scratch: Path) -> None:
+    (scratch / "mnt").mkdir()
+    with web.mount(scratch / "mnt", "kernel"):
+        (scratch / "mnt/new").write_text("x")
+        assert lines(web.diff()) == ["A /new"]
+        for refused in (web.commit, web.fork, lambda: web.rollback("base")):
+            with pytest.raises(InUseError, match="by the kernel's overlayfs: unmount it first"):
+                refused()
+    assert lines(web.commit().diff(base)) == ["A /new"]
 
 
 def test_what_is_thrown_away_at_a_rollback_is_gone(store: Store, base: Image, web: Container) -> None:

@@ -291,11 +291,17 @@ class Container:
         from unionfs.union.reader import TreeReader
 
         snapshots, _ = image_layer_of(self._keep, self.history())
-        if not snapshots:
-            return list(self.fs.diff(path))
-        tree = self.fs.tree
-        below = tree.resolver.layers[1 + snapshots :]
-        return list(compare(tree, TreeReader(below or [MemoryLayer()]), path))
+        tree: TreeReader = self.fs.tree
+        layers = tree.resolver.layers
+        below = TreeReader(layers[1 + snapshots :] or [MemoryLayer()])
+        if tree.lent is None:
+            return list(compare(tree, below, path) if snapshots else self.fs.diff(path))
+        # The kernel changes the directory: it is looked at as it is now.
+        now = DirectoryLayer(layers[0].label)
+        try:
+            return list(compare(TreeReader([now, *layers[1:]]), below, path))
+        finally:
+            now.close()
 
     def commit(
         self,
