@@ -7,6 +7,7 @@ A step is a fault point of the store (``unionfs.store.steps``) or a system call 
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import os
 import signal
 import subprocess
@@ -25,6 +26,7 @@ import unionfs.store.steps
 from tests.arena import hasty
 from tests.steps import in_child, steps
 from unionfs.images.store import Store
+from unionfs.store.records import PENDING, LayerRecord
 from unionfs.testing.oracle import Seen, differences, snapshot
 from unionfs.testing.surfaces import TreeSurface
 
@@ -175,7 +177,28 @@ def leaks(store: Store) -> list[str]:
     known = {"metadata.db", "metadata.db-wal", "metadata.db-shm", "lock", "reserve", "blobs", "layers", "containers",
              "leases", "tmp", "trash"}  # fmt: skip
     lines.extend(f"{name} stands in the store" for name in set(os.listdir(places.root)) - known)
+    lines.extend(str(problem) for problem in store.fsck())
     return lines
+
+
+def make_garbage(path: Path) -> None:
+    """What killed processes and removed names leave, of every kind."""
+    with Store(path) as store:
+        keep = store.keep
+        top = store.image("app:1").record.layer
+        with keep.database.transaction("garbage"):
+            keep.records.drop_tag("lone:1")
+            keep.records.add_layer(LayerRecord("a" * 64, top, 2, PENDING, store.container("web").id))
+            keep.records.add_layer(LayerRecord("b" * 64, top, 2, PENDING, "c" * 64))
+            keep.records.add_layer(LayerRecord("d" * 64, top, 2))
+            keep.database.execute("INSERT INTO leases (token, layer) VALUES ('dead', ?)", ("d" * 64,))
+        for name in ("layers/" + "b" * 64, "layers/" + "d" * 64, "layers/" + "e" * 64, "containers/" + "f" * 64 + "/1",
+                     f"containers/{store.container('web').id}/7", "tmp/left", "trash/left"):  # fmt: skip
+            (path / name / "upper/deep").mkdir(parents=True)
+            (path / name / "upper/deep/file").write_text(name)
+        (path / "leases/dead").touch()
+        (path / "tmp/file").write_text("staged")
+        (path / "blobs/sha256" / hashlib.sha256(b"blob").hexdigest()).write_bytes(b"blob")
 
 
 # What is done with it
@@ -189,6 +212,8 @@ class Scenario:
     """Whether it shows afterwards."""
     again: bool = False
     """Whether it can be done a second time."""
+    prepare: Callable[[Path], None] | None = None
+    """What is done with the store before."""
 
 
 def _of(name: str, run: Callable[[Any], Any]) -> Callable[[Store, Path], Any]:
@@ -219,7 +244,7 @@ SCENARIOS = {
         Scenario("rm with layers", lambda store, top: store.container("deep").remove()),
         Scenario("rmi", lambda store, top: store.remove_image("lone:1")),
         Scenario("rmi of a name", lambda store, top: store.remove_image("also:1")),
-        Scenario("gc", lambda store, top: store.gc(), changes=False, again=True),
+        Scenario("gc", lambda store, top: store.gc(), changes=False, again=True, prepare=make_garbage),
         Scenario(
             "import", lambda store, top: store.import_(top / "source", "in:1", message="i", created=THEN), again=True
         ),
@@ -297,6 +322,15 @@ def to_walk(names: list[str]) -> list[int]:
 def copy_of(template: Path, to: Path) -> Path:
     """A store like the template."""
     subprocess.run(["cp", "-a", "--reflink=auto", template, to], check=True)
+    return to
+
+
+def begin(top: Path, scenario: Scenario, to: Path) -> Path:
+    """The store that the scenario begins with."""
+    copy_of(top / "store", to)
+    prepare = scenario.prepare
+    if prepare is not None:
+        in_child(lambda: prepare(to))
     return to
 
 

@@ -25,6 +25,7 @@ from tests.storesteps import (
     Act,
     Scenario,
     Tree,
+    begin,
     copy_of,
     leaks,
     make_source,
@@ -99,16 +100,17 @@ def finds_no_room(name: str) -> bool:
 def test_full_at_every_step(top: Path, scratch: Path, name: str) -> None:
     scenario = SCENARIOS[name]
     with without_flushes():
-        whole = copy_of(top / "store", scratch / "whole")
+        template = begin(top, scenario, scratch / "template")
+        whole = copy_of(template, scratch / "whole")
         names = names_of_steps(lambda: perform(whole, top, scenario), scratch / "names")
         with Store(whole) as store:
             new = shown(store)
-        with Store(copy_of(top / "store", scratch / "before")) as store:
+        with Store(copy_of(template, scratch / "before")) as store:
             old = shown(store)
         numbers = [number for number in to_walk(names) if finds_no_room(names[number - 1])]
         failed = 0
         for number in numbers if ALL else numbers[1::2]:
-            path = copy_of(top / "store", scratch / str(number))
+            path = copy_of(template, scratch / str(number))
             try:
                 failed += check(path, top, scenario, number, old, new)
             except BaseException as error:
