@@ -309,6 +309,16 @@ def test_inspect(web: str) -> None:
 # The store
 
 
+def test_a_note_is_no_damage(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from unionfs.images import fsck
+    from unionfs.images.problems import Problem
+
+    note = Problem("container", "left\nover", id="c", note=True)
+    monkeypatch.setattr(fsck, "check_path", lambda path, report: [note])
+    assert ok("fsck") == "note: container c: left\\x0aover\n"
+    assert loaded("fsck")[0]["note"] is True
+
+
 def test_gc(web: str) -> None:
     assert ok("gc") == "nothing to free\n"
     line("commit", "web")
@@ -343,6 +353,14 @@ def test_fsck(web: str, top: Path) -> None:
     assert call("fsck", "--json").exit_code == 1
     assert "damaged: unionfs fsck" in ok("images")
     assert lines("diff", "base", "web") == WEB
+    os.truncate(top / "store/metadata.db", 5000)
+    for left in ("wal", "shm"):
+        (top / f"store/metadata.db-{left}").unlink(missing_ok=True)
+    fails("images", said="metadata.db")
+    done = call("fsck")
+    assert (done.exit_code, done.stderr) == (1, "")
+    assert done.stdout.startswith("database: ")
+    assert call("fsck", "--store", top / "nowhere").stdout == "store: there is no such directory\n"
 
 
 # All words

@@ -16,6 +16,7 @@ import pytest
 from tests import support
 from tests.storecli import HOSTILE, fails, lines, loaded, ok
 from tests.test_mount_user import KnownUser
+from unionfs.cli import kernel_command
 
 pytestmark = pytest.mark.fuse
 
@@ -236,6 +237,13 @@ def test_the_kernel_mounts_what_is_printed(
         finally:
             subprocess.run(["umount", theirs], check=True)
     assert "A /by the kernel" in lines("diff", "web")
+
+
+@pytest.mark.overlay
+def test_more_layers_than_the_kernel_takes(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    histories(top, 2)
+    monkeypatch.setattr(kernel_command, "_MOST_LAYERS", 3)
+    fails("mount", "--print", "web", said="overlayfs takes 3 layers, and this has 4: squash it")
 
 
 def test_what_is_printed_is_for_who_has_it_closed(top: Path, mnt: Path) -> None:

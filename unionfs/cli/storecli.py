@@ -50,11 +50,19 @@ change_option = click.option(
 force_option = click.option("--force", "-f", is_flag=True, help="Also what is in use.")
 
 
+def store_path() -> str:
+    """The directory of the store that is asked for."""
+    from unionfs.store.places import default_path
+
+    given: str | None = click.get_current_context().meta.get(STORE)
+    return default_path() if given is None else given
+
+
 def open_store() -> Store:
-    """The store that is asked for, to be closed."""
+    """The store that is asked for, to be closed; made if need be."""
     from unionfs.images.store import Store
 
-    return Store(click.get_current_context().meta.get(STORE))
+    return Store(store_path())
 
 
 def print_json(value: object) -> None:

@@ -82,9 +82,10 @@ def du(everything: bool, summary: bool, as_json: bool, no_trunc: bool) -> None:
 @common.json_option
 @common.store_option
 def fsck(as_json: bool) -> None:
-    """Hash everything again, and name what is wrong, one line each. Nothing is changed.
+    """Hash everything again, and name what is wrong, one line each; also of a store that is too damaged to be opened.
+    Nothing is changed.
 
-    Exit status 0 if all is well, 1 if something is wrong.
+    Exit status 0 if all is well, 1 if something is wrong. A line that begins with "note" tells of no damage.
 
     \b
     Examples:
@@ -95,13 +96,14 @@ def fsck(as_json: bool) -> None:
 
     from unionfs.cli.present import shown
     from unionfs.cli.progress import reporting
+    from unionfs.images.fsck import check_path
 
-    with common.open_store() as store, reporting() as report:
-        problems = store.fsck(report=report)
+    with reporting() as report:
+        problems = check_path(common.store_path(), report=report)
     if as_json:
         common.print_json([attrs.asdict(problem) for problem in problems])
-    for problem in problems:
-        if not as_json:
-            click.echo(shown(str(problem)))
-    if problems:
+    else:
+        for problem in problems:
+            click.echo(shown(f"{'note: ' if problem.note else ''}{problem}"))
+    if not all(problem.note for problem in problems):
         click.get_current_context().exit(1)
