@@ -169,11 +169,11 @@ def _at(tree: Tree, path: bytes) -> Node | None:
 
 def _renamed(new: Tree, old: Tree, path: bytes) -> Change | None:
     """``path`` as added under this name, if it or a directory on the way was renamed to it."""
-    if _at(new, path) is None:
+    if _at(new, path) is None or _at(old, path) is not None:
         return None
     at, rest = path, b""
     while at.strip(b"/"):
-        if _at(old, at) is not None:
+        if isinstance(_at(old, at), DirNode):
             return None  # It was there before, and so was all on the way.
         try:
             change = next(compare(new, old, os.fsdecode(at)), None)
