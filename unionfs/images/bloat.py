@@ -158,7 +158,7 @@ class _Search:
         cover = room.cover
         for place in room.above:
             kind = place.layer.kind(place, name)
-            if kind == DT_REG and place.layer.marks(place, name).metacopy:
+            if kind == DT_REG and (marks := place.layer.marks(place, name)).metacopy and marks.redirect is None:
                 continue  # It shows these bytes, and is hidden itself.
             if kind is not None:
                 cover = place.layer, "overwritten" if kind == DT_REG else "deleted" if kind == DT_WHT else "replaced"
