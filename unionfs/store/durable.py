@@ -71,13 +71,10 @@ def write_file(path: str, data: bytes, mode: int = 0o644) -> None:
 
 
 def move(path: str, path2: str) -> None:
-    """Rename; then both directories are flushed."""
+    """Rename out of where leftovers are swept, so that the old name need not be flushed; the new one is."""
     step(f"rename {os.path.basename(path)}")
     os.rename(path, path2)
-    here, there = os.path.dirname(path), os.path.dirname(path2)
-    flush_directory(there)
-    if here != there:
-        flush_directory(here)
+    flush_directory(os.path.dirname(path2))
 
 
 def remove_tree(path: str) -> None:
