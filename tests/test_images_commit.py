@@ -241,6 +241,20 @@ def test_the_state_before_a_rollback_is_kept(store: Store, base: Image, web: Con
     assert image.history()[0].id in layers_on_disk(store)
 
 
+@pytest.mark.fuse
+def test_what_the_kernel_has_gathered_is_committed(store: Store, base: Image, web: Container, scratch: Path) -> None:
+    (scratch / "mnt").mkdir()
+    with web.mount(scratch / "mnt", "devfuse", sole=True, passthrough=False):
+        with open(scratch / "mnt/log", "wb", buffering=0) as log:
+            for i in range(100):
+                log.write(b"%05d\n" % i)
+            assert [change.after.st_size for change in web.diff("/log") if change.after] == [600]
+            log.write(b"the end\n")
+            image = web.commit()
+    with image.open() as fs:
+        assert fs.read_bytes("/log").endswith(b"00099\nthe end\n")
+
+
 @pytest.mark.root
 @pytest.mark.overlay
 def test_the_kernels_mount_of_a_container(store: Store, base: Image, web: Container, scratch: Path) -> None:

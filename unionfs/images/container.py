@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import errno
+import logging
 import os
 import re
 import threading
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
+from unionfs._sys.syncfs import syncfs
 from unionfs.errors import InUseError, NotFoundError, StoreError, UnionError, UpperBusyError
 from unionfs.images.changes import from_wire, to_wire
 from unionfs.images.control import Gone, Server, ask
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from unionfs.images.store import Store
     from unionfs.mount import Mount
     from unionfs.union.diff import Change
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -255,10 +259,25 @@ class Container:
         raise StoreError("this container is open in another version of unionfs, which can't do that")
 
     def _freeze(self, said: Provenance, why: str) -> str | None:
+        self._gather()
         try:
             return freeze(self._keep, self.record, self.fs, said, why)
         except OSError as error:
             raise self._explained(error) from error
+
+    def _gather(self) -> None:
+        """Have the kernel bring what it has gathered of writes to a mount: they are a part of the present state."""
+        mounted = self._mounted
+        if mounted is None or mounted.wait(0) or self.fs.tree.lent is not None:
+            return
+        try:
+            fd = os.open(mounted.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                syncfs(fd)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            log.warning("%s: %s", mounted.mountpoint, error.strerror)
 
     def _explained(self, error: OSError) -> Exception:
         if error.errno == errno.EBUSY and self.fs.tree.lent is not None:
@@ -290,6 +309,7 @@ class Container:
         from unionfs.union.diff import compare
         from unionfs.union.reader import TreeReader
 
+        self._gather()
         snapshots, _ = image_layer_of(self._keep, self.history())
         tree: TreeReader = self.fs.tree
         layers = tree.resolver.layers

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import os
-import secrets
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
     from unionfs.images.blame import Touch
     from unionfs.images.bloat import Hidden
     from unionfs.images.container import Container
-    from unionfs.images.fsck import Problem
     from unionfs.images.graph import Node
+    from unionfs.images.problems import Problem
     from unionfs.images.publishing import Report
     from unionfs.images.stacks import StoreFS
     from unionfs.images.usage import Usage
@@ -306,4 +305,4 @@ def _some_name(key: str) -> str:
     second = ("ash", "bay", "cliff", "dune", "elm", "fern", "glen", "hill", "isle", "lake", "moor", "oak", "pine",
               "reed", "shore", "tarn", "vale", "wood", "yew", "brook")  # fmt: skip
     number = int(key[:8], 16)
-    return f"{first[number % 20]}_{second[number // 20 % 20]}_{secrets.token_hex(3)}"
+    return f"{first[number % 20]}_{second[number // 20 % 20]}_{os.urandom(3).hex()}"

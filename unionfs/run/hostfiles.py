@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 from typing import TYPE_CHECKING
 
@@ -61,7 +60,7 @@ class HostRoot:
 
 def temp_name() -> bytes:
     """A name for what is being made, that says whose it is."""
-    return b".unionfs-apply-" + secrets.token_hex(6).encode()
+    return b".unionfs-apply-" + os.urandom(6).hex().encode()
 
 
 def make(tree: Tree, n: Node, d: Fd, name: bytes) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 
 from unionfs._sys.syncfs import syncfs
@@ -21,7 +20,7 @@ def make_directory(path: str, mode: int = 0o700) -> None:
 
 def put_file(path: str, data: bytes, tmp: str) -> None:
     """A file with these bytes, whole and flushed, in place of any other; it is made in the directory ``tmp``."""
-    staged = os.path.join(tmp, secrets.token_hex(8))
+    staged = os.path.join(tmp, os.urandom(8).hex())
     try:
         write_file(staged, data)
         move(staged, path)
@@ -99,7 +98,7 @@ def remove_tree(path: str) -> None:
             inner = os.path.join(at, name)
             with contextlib.suppress(FileNotFoundError):
                 if stat.S_ISDIR(os.lstat(inner).st_mode):
-                    out = os.path.join(beside, secrets.token_hex(8))
+                    out = os.path.join(beside, os.urandom(8).hex())
                     with contextlib.suppress(PermissionError):
                         os.chmod(inner, 0o700)  # Its own ".." changes.
                     os.rename(inner, out)

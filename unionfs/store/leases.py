@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 
 from unionfs.store.database import Database
 from unionfs.store.places import Places, is_locked
@@ -21,7 +20,7 @@ class Lease:
     def __init__(self, places: Places, database: Database) -> None:
         self._database = database
         self._path = ""
-        self.token = secrets.token_hex(8)
+        self.token = os.urandom(8).hex()
         path = os.path.join(places.leases, self.token)
         with places.publishing():
             step(f"lease {self.token}")

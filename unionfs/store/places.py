@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 from collections.abc import Iterator
 
 from unionfs.errors import StoreError
@@ -44,7 +43,7 @@ def default_path() -> str:
 
 def new_id() -> str:
     """64 random hex digits."""
-    return secrets.token_hex(32)
+    return os.urandom(32).hex()
 
 
 class Places:
@@ -78,15 +77,15 @@ class Places:
 
     def layer(self, layer: str) -> str:
         """The directory of a layer's row: ``diff`` and notes."""
-        return os.path.join(self.layers, layer)
+        return f"{self.layers}/{layer}"
 
     def diff(self, layer: str) -> str:
         """The frozen layer itself."""
-        return os.path.join(self.layers, layer, "diff")
+        return f"{self.layers}/{layer}/diff"
 
     def index(self, layer: str) -> str:
         """What a layer shows on those below it (``layer.merged``); it may be missing."""
-        return os.path.join(self.layers, layer, "index")
+        return f"{self.layers}/{layer}/index"
 
     def upper(self, container: str, upper: str) -> str:
         """A container's writable layer."""
@@ -121,7 +120,7 @@ class Places:
     @contextlib.contextmanager
     def staging(self) -> Iterator[str]:
         """A new directory for unfinished work, gone at the end of the block but for what was moved out of it."""
-        path = os.path.join(self.tmp, secrets.token_hex(8))
+        path = os.path.join(self.tmp, os.urandom(8).hex())
         with self.publishing():  # A sweep must not see it without its lock.
             make_directory(path)
             fd = os.open(path, _OPEN_DIR)
@@ -135,9 +134,13 @@ class Places:
                 os.close(fd)
 
     def discard(self, path: str) -> None:
-        """Take a name away in one step; what was under it goes to the trash, which ``empty_trash`` empties."""
+        """Take a name away in one step; what was under it goes to the trash, which ``empty_trash`` empties.
+
+        Not flushed: what a power loss brings back is left over, and goes with the next collection.
+        """
+        step(f"discard {os.path.basename(path)}")
         with contextlib.suppress(FileNotFoundError):
-            move(path, os.path.join(self.trash, secrets.token_hex(8)))
+            os.rename(path, os.path.join(self.trash, os.urandom(8).hex()))
 
     def empty_trash(self) -> None:
         """Remove what was discarded, by whomever."""
