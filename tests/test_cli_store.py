@@ -145,6 +145,9 @@ def test_create_and_ps(top: Path) -> None:
     assert row["id"] == second
     assert row["command"] == ["make", "-j2", "--quiet"]
     assert row["image_names"] == ["base:latest"]
+    third = json.loads(ok("create", "--json", "--name", "third", "base"))
+    assert (third["name"], len(third["id"])) == ("third", 64)
+    assert loaded("fork", "third", "--name", "fourth")["name"] == "fourth"
     fails("create", "--name", "build", "base", said="in use")
     fails("create", "missing", said="missing")
     fails("create", said="IMAGE", status=2)
@@ -275,6 +278,9 @@ def test_log(web: str) -> None:
     assert sum("(web:1) a printer — ann, " in row for row in drawn) == 1
     assert len(lines("log")) == len(lines("log", "-q")) == len(loaded("log")) == 4
     assert loaded("log")[0]["containers"] == ["web"]
+    ok("rmi", "-f", "try:1")
+    unnamed = next(each["id"] for each in loaded("images") if not each["names"])
+    assert f"(image {unnamed[7:19]}, container try) tried" in ok("log")
 
 
 def test_blame(web: str) -> None:
@@ -401,6 +407,12 @@ def test_all_words_are_there() -> None:
         assert word in printed
         assert text[:30] in printed
         assert len(text) < 66
+
+
+def test_each_word_has_its_section() -> None:
+    text = (support.REPO / "docs/cli.md").read_text()
+    headings = [row[3:] for row in text.splitlines() if row.startswith("## ")]
+    assert sorted(headings) == sorted([*STORE_WORDS, "mount"])
 
 
 def completed(word: str, *before: str) -> list[str]:

@@ -214,7 +214,7 @@ def histories(top: Path, commits: int) -> None:
 
 
 @pytest.mark.overlay
-@pytest.mark.parametrize(("commits", "place"), [(3, "store"), (90, "store"), (3, "a store, 'odd': \\one")])
+@pytest.mark.parametrize(("commits", "place"), [(3, "store"), (45, "store"), (3, "a store, 'odd': \\one")])
 def test_the_kernel_mounts_what_is_printed(
     top: Path, commits: int, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -176,6 +176,8 @@ def _told(node: Node, no_trunc: bool) -> str:
     layer = node.layer
     parts = [click.style(layer.id if no_trunc else short(layer.id), fg="yellow")]
     heads = [click.style(name, fg="green") for name in node.names]
+    if node.images and not node.names:
+        heads = [click.style(f"image {short(image)}", fg="green") for image in node.images]
     heads += [click.style(f"container {name}", fg="cyan") for name in node.containers]
     if heads:
         parts.append(f"({', '.join(heads)})")
