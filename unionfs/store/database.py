@@ -1,7 +1,9 @@
 """The metadata: one SQLite database in WAL mode, many processes.
 
-A change is one transaction (``BEGIN IMMEDIATE``), flushed when it is reported as done (``synchronous=FULL``). A
-connection belongs to one process; who comes out of a fork gets one of its own.
+A change is one transaction (``BEGIN IMMEDIATE``), flushed when it is reported as done (``synchronous=FULL``).
+
+No connection lives through a fork: SQLite remembers locks for a whole process, and a child that inherits the memory has
+not got the locks (sqlite.org, "How To Corrupt An SQLite Database File", 2.6). The log would be taken away under it.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import errno
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -91,10 +94,9 @@ class Database:
         self.path = path
         self._may_begin = may_begin
         self._lock = threading.RLock()
-        self._inherited: list[sqlite3.Connection] = []
         self._connection: sqlite3.Connection | None = None
-        self._pid = 0
         self._depth = 0
+        _OPEN.add(self)
         with self._lock, self.explained():
             self._open()
 
@@ -129,9 +131,6 @@ class Database:
         return False
 
     def _open(self) -> sqlite3.Connection:
-        if self._connection is not None and self._pid != os.getpid():
-            self._inherited.append(self._connection)  # Closing it would drop our parent's locks.
-            self._connection = None
         if self._connection is None:
             # A store that lost its database must not get an empty one: all that it keeps would look left over.
             if not self._begun() and not self._may_begin() and not self._begun():
@@ -144,7 +143,7 @@ class Database:
             except BaseException:
                 connection.close()
                 raise
-            self._connection, self._pid, self._depth = connection, os.getpid(), 0
+            self._connection = connection
         return self._connection
 
     def _begun(self) -> bool:
@@ -256,6 +255,37 @@ class Database:
 
     def close(self) -> None:
         with self._lock:
-            if self._connection is not None and self._pid == os.getpid():
+            if self._connection is not None:
                 self._connection.close()
             self._connection = None
+
+    def before_fork(self) -> None:
+        """Let go of the database; the next question opens it again."""
+        self._lock.acquire()
+        if not self._depth:
+            self.close()
+
+    def after_fork(self) -> None:
+        """In the parent and in the child."""
+        self._lock.release()
+
+
+_OPEN: weakref.WeakSet[Database] = weakref.WeakSet()
+_HELD: list[Database] = []
+
+
+def _before_fork() -> None:
+    _FORKING.acquire()
+    for database in list(_OPEN):
+        database.before_fork()
+        _HELD.append(database)
+
+
+def _after_fork() -> None:
+    while _HELD:
+        _HELD.pop().after_fork()
+    _FORKING.release()
+
+
+_FORKING = threading.Lock()
+os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
