@@ -99,11 +99,12 @@ class _Search:
             names = [
                 self._enter(_Room(source, sources[:i][::-1], sources[i + 1 :])) for i, source in enumerate(sources)
             ]
-            metacopies = any(source.layer.has_inos for source in sources)
+            # What stands on nothing is no metacopy.
+            plain = len(sources) - 1 if sources[-1].layer is tree.resolver.layers[-1] else -1
             for name, entry in list(tree.entries(d).items()):
                 kind = entry.kind if isinstance(entry, Node) else kind_of(entry)
-                if kind == DT_REG and not metacopies and not isinstance(entry, Node):
-                    names[-1 - places(entry)[0]].add(name)
+                if kind == DT_REG and not isinstance(entry, Node) and places(entry)[0] == 0 and plain >= 0:
+                    names[plain].add(name)
                 elif kind in (DT_REG, DT_DIR):
                     node = tree.lookup(d, name)
                     if isinstance(node, DirNode):

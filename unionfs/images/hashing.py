@@ -90,11 +90,16 @@ def hash_file(path: str | bytes, digest: Any) -> str:
     return str(digest.hexdigest())
 
 
+def _share(count: int) -> int:
+    """How many of ``count`` files a thread takes at a time: a few large ones must not all be one thread's."""
+    return max(1, min(_BATCH, count // (4 * workers())))
+
+
 def sha256_files(paths: Sequence[str | bytes]) -> list[str]:
     """sha256 of many files, in hexadecimal, in their order. ``OSError``."""
-    return list(in_parallel(lambda path: hash_file(path, hashlib.sha256()), paths))
+    return list(in_parallel(lambda path: hash_file(path, hashlib.sha256()), paths, batch=_share(len(paths))))
 
 
 def fingerprint_files(paths: Sequence[str | bytes]) -> list[str]:
     """xxh3 (128 bits) of many files, in hexadecimal, in their order. ``OSError``."""
-    return list(in_parallel(lambda path: hash_file(path, xxhash.xxh3_128()), paths))
+    return list(in_parallel(lambda path: hash_file(path, xxhash.xxh3_128()), paths, batch=_share(len(paths))))

@@ -163,19 +163,21 @@ class _Facts:
         return path, n.kind, st.st_mode, st.st_uid, st.st_gid, mtime, xattrs, rdev, first, self.content(n, st.st_size)
 
     def content(self, n: Node, size: int) -> object:
+        tree = self.tree
         if n.kind == DT_LNK:
-            return self.tree.readlink(n)
+            return tree.readlink(n)
         if n.kind != DT_REG or not isinstance(n, FileNode):
             return None
-        file = self.tree.open_data(n)
-        try:
-            st = file.stat()
-            key = st.st_dev, st.st_ino
-            found = self.known.get(key)
-            if found is None:
-                digest = xxhash.xxh3_128()
+        home, name = tree.data_of(n) or (n.home, n.lname)
+        st = home.layer.stat(home, name)
+        key = st.st_dev, st.st_ino
+        found = self.known.get(key)
+        if found is None:
+            digest = xxhash.xxh3_128()
+            file = tree.open_data(n)
+            try:
                 update(digest, file, size)
-                found = self.known[key] = digest.hexdigest()
-            return size, found
-        finally:
-            file.close()
+            finally:
+                file.close()
+            found = self.known[key] = digest.hexdigest()
+        return size, found
