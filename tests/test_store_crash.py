@@ -187,6 +187,41 @@ def test_killed_with_open_files_and_hard_links(top: Path, scratch: Path) -> None
     assert ends == {False, True}
 
 
+def test_what_a_forked_child_commits_stays(top: Path, scratch: Path) -> None:
+    """Its parent has ended, with its locks, and another process is the last to close the store, as it believes."""
+    path = copy_of(top / "store", scratch / "store")
+    told, tell = os.pipe()
+    heard, say = os.pipe()
+
+    def parent() -> None:
+        store = Store(path)
+        store.tag("base:1", "parent:1")
+        if os.fork() == 0:
+            try:
+                os.close(tell)
+                store.tag("base:1", "child:1")
+                os.write(say, b"1")
+                os.read(told, 1)
+                store.tag("base:1", "late:1")
+                os.write(say, b"2")
+            finally:
+                os._exit(0)
+
+    assert in_child(parent) == 0
+    os.close(say)
+    assert os.read(heard, 1) == b"1"
+    with Store(path) as store:
+        store.tag("base:1", "third:1")
+    os.close(tell)
+    assert os.read(heard, 1) == b"2"
+    os.close(told)
+    os.close(heard)
+    with Store(path) as store:
+        names = {f"{who}:1" for who in ("base", "parent", "child", "late", "third")}
+        assert set(store.image("base:1").names) == names
+        assert store.keep.database.damage() == []
+
+
 # The container is open in another process
 
 
