@@ -163,6 +163,21 @@ def test_cp_while_it_is_mounted(top: Path, mnt: Path) -> None:
     assert (top / "out").read_text() == "now"
 
 
+@pytest.mark.overlay
+def test_what_the_kernel_has_open(top: Path) -> None:
+    mnt = top / "mnt"
+    run("mount", "web", mnt, "--engine", "kernel")
+    (mnt / "new").write_text("new")
+    for words in (["commit", "web", "web:1"], ["fork", "web"], ["rollback", "web", "base"]):
+        fails(*words, said="container 'web' is mounted by the kernel's overlayfs: unmount it first")
+    ok("cp", "web:/new", top / "out")
+    assert (top / "out").read_text() == "new"
+    ok("cp", top / "out", "web:/newer")
+    assert (mnt / "newer").read_text() == "new"
+    run("umount", mnt)
+    assert lines("diff", "web") == ["A /new", "A /newer"]
+
+
 def test_wrong_calls(top: Path) -> None:
     for words in (
         ["web", top / "mnt", "--lower", top],

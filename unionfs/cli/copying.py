@@ -68,16 +68,29 @@ def cp(source: str, target: str) -> None:
 
 @contextmanager
 def _readable(store: Store, ref: str) -> Iterator[UnionFS]:
-    """The tree of ``ref``: of a container that another process has open, the state of the moment."""
+    """The tree of ``ref``: of a container that another process has open, the state of the moment; of one that the
+    kernel's overlayfs has, what it shows."""
+    from unionfs.union.fs import UnionFS
+
     point = store.point(ref)
+    mountpoint = None
     if point.container is not None:
         with store.container(point.container) as container:
             try:
-                yield container.fs
-                return
+                opened: UnionFS | None = container.fs
             except UpperBusyError:
-                pass
-    with store.open(ref) as fs:
+                opened = None
+            if opened is not None:
+                yield opened
+                return
+            mountpoint = container.mountpoint
+    try:
+        fs: UnionFS = store.open(ref)
+    except InUseError:
+        if mountpoint is None:
+            raise
+        fs = UnionFS(lower=[mountpoint])
+    with fs:
         yield fs
 
 
