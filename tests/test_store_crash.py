@@ -40,7 +40,10 @@ from tests.storesteps import (
     without_flushes,
     without_ids,
 )
+from unionfs.images.points import Point
 from unionfs.images.store import Store
+from unionfs.testing.oracle import differences, snapshot
+from unionfs.testing.surfaces import TreeSurface
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +76,16 @@ def seen(path: Path, *, first_collect: bool = False) -> dict[str, Tree]:
         return shown(store) if first_collect else found
 
 
+def was_kept(path: Path, container: str, tree: Tree) -> bool:
+    """Whether a point of the container shows this tree."""
+    with Store(path) as store:
+        for point in store.container(container).points():
+            with store.open(Point("", point.layer)) as fs:
+                if differences(tree, snapshot(TreeSurface(fs.tree))) == []:
+                    return True
+    return False
+
+
 def killed(path: Path, top: Path, name: str, number: int) -> int:
     """The operation, killed before that step; the signal."""
 
@@ -103,6 +116,8 @@ def test_killed_at_every_step(top: Path, scratch: Path, name: str) -> None:
             not_old, not_new = other(old, found), other(new, found)
             assert not not_old or not not_new, f"neither old {not_old} nor new {not_new}"
             ends.add(bool(not_old))
+            if not_old and name in ("rollback", "rollback to a fork"):
+                assert was_kept(path, "web", without_ids(old)["container web"]), "the state before is no point"
             if (not not_old or scenario.again) and (ALL or count % 3 == 0):
                 perform(path, top, scenario)
                 assert other(without_ids(new), without_ids(seen(path))) == [], "the second time"
