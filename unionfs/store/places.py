@@ -61,9 +61,14 @@ class Places:
         if not make:
             return
         try:
+            step("make rooms")
+            fresh = not os.path.exists(os.path.join(self.root, "lock"))
             os.makedirs(self.root, mode=0o700, exist_ok=True)
             for room in ROOMS:
                 os.makedirs(os.path.join(self.root, room), mode=0o700, exist_ok=True)
+            if fresh:
+                for path in (os.path.dirname(self.blobs), self.root, os.path.dirname(self.root)):
+                    flush_directory(path)
             self._lock = os.open(
                 os.path.join(self.root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
             )
