@@ -67,8 +67,10 @@ class Places:
             for room in ROOMS:
                 os.makedirs(os.path.join(self.root, room), mode=0o700, exist_ok=True)
             if fresh:
-                for path in (os.path.dirname(self.blobs), self.root, os.path.dirname(self.root)):
+                for path in (os.path.dirname(self.blobs), self.root):
                     flush_directory(path)
+                with contextlib.suppress(PermissionError):  # Another's directory, perhaps, that we may not read.
+                    flush_directory(os.path.dirname(self.root))
             self._lock = os.open(
                 os.path.join(self.root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
             )
