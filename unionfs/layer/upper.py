@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 _OPEN_DIR = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DENIED = frozenset({errno.EPERM, errno.EINVAL, errno.EOVERFLOW})
 _FREEZE = b"freeze"
+# One for all uppers: who clears what he staged may find another upper under the tree, and takes nothing away there.
+_NUMBERS = itertools.count()
 # Rights that an unprivileged owner keeps, to do what root could do without.
 _NEEDED = {stat.S_IFDIR: 0o700, stat.S_IFREG: 0o600}
 
@@ -84,7 +86,6 @@ class UpperDirectory(StagedByName, DirectoryLayer):
                 errno.EINVAL, "the work directory and the upper directory must stand side by side", self.work
             )
         super().__init__(path, unmapped_as_root=unmapped_as_root)
-        self._counter = itertools.count()
         self._privileged = os.geteuid() == 0
         self._ids = (os.geteuid(), os.getegid())
         self._tmpfile = True
@@ -147,7 +148,7 @@ class UpperDirectory(StagedByName, DirectoryLayer):
         return self._prefix == whiteout.TRUSTED
 
     def temp_name(self) -> bytes:
-        return b"#%x" % next(self._counter)
+        return b"#%x" % next(_NUMBERS)
 
     # New entries
 
@@ -485,7 +486,7 @@ class UpperDirectory(StagedByName, DirectoryLayer):
         fresh._lost_uids, fresh._lost_gids = self._lost_uids, self._lost_gids
         fresh._loses_ids, fresh._guarded = self._loses_ids, self._guarded
         fresh.volatile, fresh.work, fresh._prefix = self.volatile, self.work, self._prefix
-        fresh._privileged, fresh._counter, fresh._work_lock = self._privileged, self._counter, self._work_lock
+        fresh._privileged, fresh._work_lock = self._privileged, self._work_lock
         fresh._ids, fresh._tmpfile = self._ids, self._tmpfile
         try:
             self._prepare(fresh, path)
