@@ -10,8 +10,9 @@ import os
 from collections.abc import Sequence
 
 from unionfs.errors import NotFoundError, StoreError
+from unionfs.images.documents import read_config
 from unionfs.images.layering import layer_of
-from unionfs.images.publishing import NewLayer, Provenance, Report, publish, read_config
+from unionfs.images.publishing import NewLayer, Provenance, Report, publish
 from unionfs.images.stacks import Stack, new_upper
 from unionfs.images.times import source_date_epoch
 from unionfs.layer.merged import pack

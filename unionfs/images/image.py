@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import attrs
 
+from unionfs.images.documents import read_config, read_manifest
 from unionfs.images.times import parsed
 from unionfs.oci.model import ImageConfig, Manifest
 from unionfs.store.records import ImageRecord, LayerRecord
@@ -68,16 +69,12 @@ class Image:
     @property
     def config(self) -> ImageConfig:
         """``NotFoundError`` once the image is removed; ``StoreError`` if the blob is missing or damaged."""
-        from unionfs.images.publishing import read_config
-
         return read_config(self._keep, self.id)
 
     @property
     def manifest(self) -> Manifest:
         """Its layers as uncompressed tars. Raises as ``config``."""
-        from unionfs.images.publishing import read_blob
-
-        return Manifest.parse(read_blob(self._keep, self.id, self.digest))
+        return read_manifest(self._keep, self.id, self.digest)
 
     @property
     def created(self) -> dt.datetime | None:

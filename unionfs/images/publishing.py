@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 
 import attrs
 
-from unionfs.errors import NotFoundError, StoreError
+from unionfs.images.documents import remember
 from unionfs.images.layering import CHANGES, Layered
-from unionfs.images.points import short
 from unionfs.images.stacks import open_layers
 from unionfs.layer.directory import DirectoryLayer
 from unionfs.layer.merged import pack
@@ -73,26 +71,6 @@ class NewLayer:
         return chain_ids((*below, self.layered.diff_id))[-1]
 
 
-_RECENT: OrderedDict[str, ImageConfig] = OrderedDict()
-"""Configs that were made just now: who commits a thousand times goes on from what it has just written."""
-
-
-def read_blob(keep: Keep, image: str, digest: str) -> bytes:
-    """A blob of an image. ``NotFoundError`` if the image is gone; ``StoreError`` if the blob is missing or damaged."""
-    try:
-        return keep.blobs.get(digest)
-    except StoreError:
-        if keep.records.image(image) is None:
-            raise NotFoundError(f"image {short(image)} is gone") from None
-        raise
-
-
-def read_config(keep: Keep, image: str) -> ImageConfig:
-    """The config of an image. ``NotFoundError`` if it is gone; ``StoreError`` if its blob is missing or damaged."""
-    data = read_blob(keep, image, image)
-    return _RECENT.get(image) or ImageConfig.parse(data)
-
-
 def manifest_of(config: bytes, layers: Sequence[LayerRecord], parent: ImageRecord | None) -> bytes:
     """The manifest of an image with these layers, lowest first, uncompressed."""
     annotations = {} if parent is None else {"org.opencontainers.image.base.digest": parent.manifest}
@@ -147,9 +125,7 @@ def publish(
                 keep.records.set_tag(name, image)
             if also is not None:
                 also(image, layer)
-        _RECENT[image] = config
-        while len(_RECENT) > 8:
-            _RECENT.popitem(last=False)
+        remember(image, config)
     if spare is not None:
         keep.collector.discard([spare])
     return image
