@@ -296,6 +296,25 @@ def test_a_container_in_use_is_no_problem(store):
         assert checked(store) == []
 
 
+def test_what_goes_while_it_is_looked_at_is_no_problem(store, monkeypatch):
+    store.container("web").rollback("base")
+    listed = store.keep.records.containers()
+    container = store.container("web")
+    container.rollback("two")
+    answers = iter([listed])
+    now = store.keep.records.containers
+    monkeypatch.setattr(store.keep.records, "containers", lambda: next(answers, None) or now())
+    assert store.fsck() == []
+    before = store.keep.records.layers()
+    container.remove()
+    store.remove_image("three", force=True)
+    layers = iter([before])
+    later = store.keep.records.layers
+    monkeypatch.setattr(store.keep.records, "layers", lambda: next(layers, None) or later())
+    assert len(later()) < len(before)
+    assert [problem for problem in store.fsck() if not problem.note] == []
+
+
 # The database
 
 

@@ -160,7 +160,10 @@ class _Check:
             case "layer":
                 return problem.id not in {layer.id for layer in self.asked(keep.records.layers)}
             case "container":
-                return problem.id not in {container.id for container in self.asked(keep.records.containers)}
+                # One that was rolled back meanwhile has another writable layer.
+                now = {(container.id, container.upper) for container in self.asked(keep.records.containers)}
+                then = (container for container in self.rows.containers if container.id == problem.id)
+                return not any((container.id, container.upper) in now for container in then)
             case "image":
                 return problem.id not in {image.id for image in self.asked(keep.records.images)}
             case "blob" if problem.images:
