@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from unionfs.cli import storecli as common
 from unionfs.cli.params import IMAGE, POINT
-from unionfs.errors import UnionError
+from unionfs.errors import NotFoundError, UnionError
 
 if TYPE_CHECKING:
     import datetime as dt
 
     from unionfs.images.image import Image
+    from unionfs.images.store import Store
 
 NONE = "<none>"
 
@@ -72,16 +75,15 @@ def print_made(image: Image, as_json: bool) -> None:
         click.echo(image.id)
 
 
-def as_row(image: Image) -> dict[str, Any]:
-    """An image as JSON has it."""
+def as_row(image: Image, size: int | None = None) -> dict[str, Any]:
+    """An image as JSON has it; ``size``: where it is known. ``NotFoundError`` if it went just now."""
     created, damage = _created(image)
     row: dict[str, Any] = {
         "id": image.id,
         "names": image.names,
         "digest": image.digest,
         "created": common.iso(created),
-        "size": image.size,
-        "layers": len(image.layers),
+        "size": image.size if size is None else size,
     }
     if damage is not None:
         row["damage"] = damage
@@ -92,6 +94,8 @@ def _created(image: Image) -> tuple[dt.datetime | None, str | None]:
     """When it was made; or why that can't be read: one damaged image hides no other."""
     try:
         return image.created, None
+    except NotFoundError:
+        raise
     except (UnionError, OSError) as error:
         return None, str(error)
 
@@ -113,14 +117,25 @@ def images(name: str | None, quiet: bool, as_json: bool, no_trunc: bool) -> None
       unionfs rmi $(unionfs images -q debian)
     """
     with common.open_store() as store:
-        found = [(image, names) for image in store.images() if (names := _asked(image.names, name)) is not None]
-        if as_json:
-            common.print_json([as_row(image) for image, _ in found])
-        elif quiet:
-            for image, _ in found:
+        found = [image for image in store.images() if _asked(image.names, name) is not None]
+        if quiet:
+            for image in found:
                 click.echo(image.id if no_trunc else short(image.id))
-        else:
-            _print_images(found, no_trunc)
+            return
+        rows = list(_rows(store, found))
+    if as_json:
+        common.print_json(rows)
+    else:
+        _print_images(rows, name, no_trunc)
+
+
+def _rows(store: Store, found: list[Image]) -> Iterator[dict[str, Any]]:
+    from unionfs.images.usage import summed
+
+    sizes = summed({layer.id: layer for layer in store.keep.records.layers()})
+    for image in found:
+        with contextlib.suppress(NotFoundError):
+            yield as_row(image, sizes.get(image.record.layer or "", 0))
 
 
 def _asked(names: list[str], name: str | None) -> list[str] | None:
@@ -131,21 +146,22 @@ def _asked(names: list[str], name: str | None) -> list[str] | None:
     return found or None
 
 
-def _print_images(found: list[tuple[Image, list[str]]], no_trunc: bool) -> None:
+def _print_images(found: list[dict[str, Any]], name: str | None, no_trunc: bool) -> None:
     from unionfs.cli.present import size
     from unionfs.cli.tables import Column, ago, print_table
+    from unionfs.images.times import parsed
 
     rows = []
-    for image, names in found:
-        created, damage = _created(image)
+    for image in found:
+        names = _asked(image["names"], name) or []
         for repository, tag in [split_name(each) for each in names] or [(NONE, NONE)]:
             rows.append(
                 [
                     repository,
                     tag,
-                    image.id if no_trunc else short(image.id),
-                    ago(created) if damage is None else "damaged: unionfs fsck",
-                    size(image.size),
+                    image["id"] if no_trunc else short(image["id"]),
+                    "damaged: unionfs fsck" if "damage" in image else ago(parsed(image["created"])),
+                    size(image["size"]),
                 ]
             )
     columns = [

@@ -86,7 +86,7 @@ def measure(store: Store) -> tuple[list[Usage], list[Total]]:
     names: dict[str, list[str]] = {}
     for name, image_id in tags:
         names.setdefault(image_id, []).append(name)
-    depth = _summed(layers)
+    depth = summed(layers)
     found: list[Usage] = []
     in_use = {container.image for container in containers}
     for image in images:
@@ -159,7 +159,7 @@ def _spread(used: dict[str, str], layers: dict[str, LayerRecord]) -> None:
                 ready.append(below)
 
 
-def _summed(layers: dict[str, LayerRecord]) -> dict[str, int]:
+def summed(layers: dict[str, LayerRecord]) -> dict[str, int]:
     """The bytes of each layer and all that it stands on."""
     found: dict[str, int] = {}
     for layer in sorted(layers.values(), key=lambda layer: layer.depth):
