@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 
@@ -36,7 +37,9 @@ class Keep:
             if not as_is:
                 self.reserve.fill()
             if not as_is and (os.listdir(self.places.tmp) or os.listdir(self.places.trash)):
-                self.collector.sweep()
+                # Not worth more than what the store is opened for: a collection tells why it can't.
+                with contextlib.suppress(OSError):
+                    self.collector.sweep()
         except BaseException:
             self.database.close()
             raise
