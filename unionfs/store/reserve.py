@@ -35,10 +35,9 @@ class Reserve:
     def fill(self) -> None:
         """Keep it again, if there is plenty of room."""
         with contextlib.suppress(OSError):
-            if os.path.exists(self._path) or self._free() < _PLENTY:
-                return
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
-                os.posix_fallocate(fd, 0, SIZE)
+                if os.fstat(fd).st_size < SIZE and self._free() >= _PLENTY:
+                    os.posix_fallocate(fd, 0, SIZE)
             finally:
                 os.close(fd)
