@@ -2,6 +2,7 @@
 
     python -m tests.storeworker shared STORE NUMBER SECONDS      everybody's names, and some of its own
     python -m tests.storeworker hold STORE [MOUNTPOINT]          has the container "held" open and writes to it
+    python -m tests.storeworker write MOUNTPOINT                 the latter, for a holder that has mounted it
     python -m tests.storeworker ask STORE NUMBER SECONDS         has that process commit, fork, compare and roll back
 
 A line of JSON on the standard output for each thing that is done; the last line is "end".
@@ -10,13 +11,16 @@ A line of JSON on the standard output for each thing that is done; the last line
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NoReturn
 
 from unionfs import Container, InUseError, NotFoundError, Store, UnionFS, UpperBusyError
 
@@ -160,27 +164,27 @@ class Worker:
 
 
 def hold(path: str, mountpoint: str | None) -> None:
-    """Write until there is nothing to write to; a name is said when its file is whole."""
+    """Have it open; write until there is nothing to write to. A name is said when its file is whole."""
     with Store(path) as store, store.container("held") as held:
-        if mountpoint is not None:
-            held.mount(mountpoint, "devfuse")
-        said(ready=True)
-        at = 0
-        while True:
-            at += 1
-            name = f"held-{at}"
-            try:
-                if mountpoint is not None:
-                    staged = Path(mountpoint, "w", f".{name}")
-                    staged.write_text(content(name))
-                    staged.rename(staged.with_name(name))
-                else:
-                    held.fs.write_text(f"/{name}", content(name))
-                    held.fs.rename(f"/{name}", f"/w/{name}")
-            except FileNotFoundError:
-                continue  # Rolled back between the two.
-            said(wrote=name)
-            time.sleep(0.002)
+        if mountpoint is None:
+            write(lambda name: held.fs.write_text(name, content(name[2:])), held.fs.rename)
+        held.mount(mountpoint, "devfuse")
+        # Not we ourselves: who is killed while it waits for its own answer never ends (fs/fuse/dev.c).
+        subprocess.run([sys.executable, "-m", "tests.storeworker", "write", mountpoint], check=False)
+
+
+def write(put: Callable[[str], object], rename: Callable[[str, str], object]) -> NoReturn:
+    at = 0
+    while True:
+        at += 1
+        name = f"held-{at}"
+        try:
+            put(f"/.{name}")
+            rename(f"/.{name}", f"/w/{name}")
+        except FileNotFoundError:
+            continue  # Rolled back between the two.
+        said(wrote=name)
+        time.sleep(0.002)
 
 
 def ask(path: str, number: int, seconds: float) -> None:
@@ -194,16 +198,14 @@ def ask(path: str, number: int, seconds: float) -> None:
             what = rng.choice(["commit", "fork", "diff", "roll back", "status", "gc"])
             if what == "commit":
                 with held.commit(f"held:{number}").open() as fs:
-                    names = [name for name in fs.listdir("/w") if not name.startswith(".")]
-                    assert all(fs.read_text(f"/w/{name}") == content(name) for name in names)
+                    check(fs)
             elif what == "fork":
                 side = held.fork()
                 with side:
-                    names = [name for name in side.fs.listdir("/w") if not name.startswith(".")]
-                    assert all(side.fs.read_text(f"/w/{name}") == content(name) for name in names)
+                    check(side.fs)
                 side.remove()
             elif what == "diff":
-                assert all(change.path.startswith(("/w", "/held-")) for change in held.diff()), held.diff()
+                assert all(change.path.startswith(("/w", "/.held-")) for change in held.diff()), held.diff()
             elif what == "roll back":
                 held.rollback(rng.choice(["seed", "held~1"]))
             elif what == "gc":
@@ -220,6 +222,12 @@ def main() -> None:
         Worker(path, int(words[0])).run(float(words[1]))
     elif what == "hold":
         hold(path, words[0] if words else None)
+    elif what == "write":
+        with suppress(OSError):  # The mount has gone.
+            write(
+                lambda name: Path(path + name).write_text(content(name[2:])),
+                lambda old, new: os.rename(path + old, path + new),
+            )
     else:
         ask(path, int(words[0]), float(words[1]))
     print("end", flush=True)

@@ -112,7 +112,7 @@ class Container:
     @property
     def status(self) -> str:
         """``created``, ``open in pid N``, ``mounted at DIR (ENGINE)``, ``in use``."""
-        if not is_locked(self._keep.places.upper(self.id, self.record.upper)):
+        if not is_locked(self._keep.places.work(self.id, self.record.upper)):
             return "created"
         answer = self._known_state()
         if answer is None:

@@ -28,7 +28,7 @@ def remove_container(store: Store, container: Container, *, force: bool) -> None
         state = ask(container.directory, {"op": "state"}, 5.0)
         if state is not None and state["mountpoint"] is not None:
             unmount(state["mountpoint"], lazy=True)
-    lock = _lock(keep.places.upper(record.id, record.upper), 5.0 if force else 0.1)
+    lock = _lock(keep.places.work(record.id, record.upper), 5.0 if force else 0.1)
     try:
         if lock is None and os.path.isdir(keep.places.upper(record.id, record.upper)):
             raise InUseError(f"container {record.name!r} is {container.status}")

@@ -102,6 +102,10 @@ class UpperDirectory(StagedByName, DirectoryLayer):
             self._upper_lock = Fd(os.open(self.path, _OPEN_DIR))
             _lock(self._upper_lock.n, self.path)
             _lock(self._work_lock.n, self.work)
+            here, there = os.fstat(self._upper_lock.n), os.stat(self.path)
+            if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
+                # Frozen by another, who is done, after we had opened it: what we have is a layer now.
+                raise UpperBusyError(errno.EBUSY, "another union writes here", self.path)
             staging = Fd(_make_own(os.path.join(self.work, "work")))
             index = Fd(_make_own(os.path.join(self.work, "index")))
         except UpperBusyError:

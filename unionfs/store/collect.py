@@ -161,12 +161,16 @@ class Collector:
             self._settle(layer)
             return
         try:
-            fd = os.open(self._places.upper(container.id, container.upper), os.O_RDONLY | os.O_CLOEXEC)
+            # Not upper: that is another directory after each commit.
+            fd = os.open(self._places.work(container.id, container.upper), os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             self._settle(layer)
             return
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            now = self._records.container(container.id)
+            if now is not None and now.upper != container.upper:
+                raise BlockingIOError  # Rolled back meanwhile: this is not its lock any more.
             self._settle(layer)
         finally:
             os.close(fd)
