@@ -106,12 +106,19 @@ class _Check:
         rows = self.rows
         rows.complete = True
         records = keep.records
-        layers = self.asked(records.layers)
+        layers: list[LayerRecord] = []
+
+        def read() -> list[None]:
+            with keep.database.reading():  # All of one moment.
+                layers.extend(self.asked(records.layers))
+                rows.images = self.asked(records.images)
+                rows.containers = self.asked(records.containers)
+                rows.tags = self.asked(records.tags)
+            return []
+
+        self.asked(read)
         rows.layers = [layer for layer in layers if layer.state == READY]
         rows.pending = [layer for layer in layers if layer.state != READY]
-        rows.images = self.asked(records.images)
-        rows.containers = self.asked(records.containers)
-        rows.tags = self.asked(records.tags)
         known = {image.id for image in rows.images}
         for name, image in rows.tags:
             if image not in known:
