@@ -182,12 +182,12 @@ class DirectoryLayer:
         """Look at the directory: whose marks and owners count in it. Raises ``LayerError``, with the path as it was
         ``called``."""
         try:
-            fd = os.open(self.path, _OPEN_DIR)
+            root = Fd(os.open(self.path, _OPEN_DIR))  # Held: another thread that looks too puts its own in its place.
         except OSError as error:
             raise LayerError(error.errno, f"layer is not usable: {error.strerror}", called or self.path) from error
-        KEPT.keep(self.root, Fd(fd))
-        keys = self._list(fd)
-        rooted = os.fstat(fd).st_uid == 0
+        KEPT.keep(self.root, root)
+        keys = self._list(root.n)
+        rooted = os.fstat(root.n).st_uid == 0
         # Who is root for others makes no owners, set-user-ID programs and devices of what a stranger wrote.
         self.overrides = owners.OVERRIDE in keys and (rooted or os.geteuid() != 0)
         names = whiteout.mark_names(keys)
