@@ -57,6 +57,10 @@ def config_of(keep: Keep, below: Sequence[LayerRecord], hint: str | None) -> tup
             config = read_config(keep, image.id)
         except NotFoundError:
             continue  # Removed and collected just now.
+        except StoreError:
+            if candidate == hint:
+                raise
+            continue  # Another's damage.
         if config.diff_ids[: len(diff_ids)] == diff_ids:
             exact = len(config.diff_ids) == len(diff_ids)
             return config.upto(len(diff_ids)), image if exact else None

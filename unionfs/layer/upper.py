@@ -102,10 +102,8 @@ class UpperDirectory(StagedByName, DirectoryLayer):
             self._upper_lock = Fd(os.open(self.path, _OPEN_DIR))
             _lock(self._upper_lock.n, self.path)
             _lock(self._work_lock.n, self.work)
-            here, there = os.fstat(self._upper_lock.n), os.stat(self.path)
-            if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
-                # Frozen by another, who is done, after we had opened it: what we have is a layer now.
-                raise UpperBusyError(errno.EBUSY, "another union writes here", self.path)
+            if not os.path.samestat(os.fstat(self._upper_lock.n), os.stat(self.path)):
+                raise UpperBusyError(errno.EBUSY, "just frozen by another union", self.path)
             staging = Fd(_make_own(os.path.join(self.work, "work")))
             index = Fd(_make_own(os.path.join(self.work, "index")))
         except UpperBusyError:
@@ -397,8 +395,7 @@ class UpperDirectory(StagedByName, DirectoryLayer):
         """Record what the object at ``path``, of which a person sees ``now``, shall look like."""
         if not self.overrides:
             root = self.stat(self.root, b".")
-            value = owners.encode(root.st_mode, root.st_uid, root.st_gid)
-            os.setxattr(self.fd(self.root).n, owners.OVERRIDE, value)
+            os.setxattr(self.fd(self.root).n, owners.OVERRIDE, owners.encode(root.st_mode, root.st_uid, root.st_gid))
             self.overrides = True
         value = owners.encode(
             mode,
