@@ -45,7 +45,7 @@ class FrozenLayer(DirectoryLayer):
         return self._identity
 
     def merged(self, d: LayerDir) -> Merged | None:
-        """What is visible in a directory of this layer, on the layers that it stands on; ``None`` if nobody noted it."""
+        """What is visible in a directory of this layer, on those that it stands on; ``None`` if nobody noted it."""
         if not self._index_known:
             try:
                 self._index = Index(self._index_path)
