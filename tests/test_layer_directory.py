@@ -23,6 +23,7 @@ from unionfs.errors import LayerError, UpperBusyError
 from unionfs.layer import descriptors, whiteout
 from unionfs.layer import upper as upper_module
 from unionfs.layer.directory import DirectoryLayer
+from unionfs.layer.frozen import FrozenLayer
 from unionfs.layer.protocol import DT_DIR, DT_LNK, DT_REG, DT_WHT, NO_MARKS, Marks
 from unionfs.layer.trees import WHITEOUT, Entry, populate, symlink
 from unionfs.layer.upper import UpperDirectory
@@ -510,3 +511,22 @@ def test_link_kinds_in_a_scan(top: Path) -> None:
     (top / "link").symlink_to("/etc")
     layer = DirectoryLayer(top)
     assert layer.scan(layer.root) == {b"link": DT_LNK}
+
+
+def test_two_threads_look_at_a_layer_at_once(
+    upper: UpperDirectory, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A frozen layer is looked at late, by any thread: none closes the directory that another is looking at."""
+    upper.close()
+    layer = FrozenLayer(upper.path, str(scratch / "index"))
+    look = layer._list
+
+    def late(path: int) -> list[str]:
+        monkeypatch.setattr(layer, "_list", look, raising=False)
+        layer.examine()  # The other thread, meanwhile.
+        return look(path)
+
+    monkeypatch.setattr(layer, "_list", late, raising=False)
+    layer.examine()
+    assert layer.has_inos
+    layer.close()
