@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from benchmarks.store_trees import BASE, cli, environment, program, trees
 from benchmarks.timing import timed
 
 
-def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True, env=environment())
+def _run(bench: Bench, command: Sequence[str]) -> None:
+    subprocess.run(command, check=True, capture_output=True, text=True, env=environment(bench.scratch))
 
 
 def _commit(bench: Bench) -> Iterator[Case]:
@@ -29,7 +29,7 @@ def _commit(bench: Bench) -> Iterator[Case]:
             if contender in IN_PROCESS:
                 yield "time", timed(commit)
             else:
-                yield "time", timed(_run, commit())
+                yield "time", timed(_run, bench, commit() or ())
 
     for files in trees(bench).sizes[-2:]:
         yield Case(f"{files:,} files", partial(measure, files), partial(prepare, trees(bench), files))
@@ -41,7 +41,7 @@ def _calls(bench: Bench) -> Iterator[Case]:
         if reason is not None:
             raise Unsupported(reason)
         with ready(contender, trees(bench), files) as commit, bench.scratch.temporary("strace") as home:
-            _run(["strace", "-f", "-qq", "-c", "-o", f"{home}/calls", *(commit() or ())])
+            _run(bench, ["strace", "-f", "-qq", "-c", "-o", f"{home}/calls", *(commit() or ())])
             counts = _counted((home / "calls").read_text())
         yield "system calls", float(counts["total"])
         yield "of them listings", float(counts.get("getdents64", 0) or 1)
@@ -119,14 +119,14 @@ def _commands(bench: Bench) -> Iterator[Case]:
         with contextlib.ExitStack() as stack:
             stack.callback(_remove, at, "c1", "c2")
             os.sync()
-            yield "--version", timed(_run, cli(None, "--version"))
+            yield "--version", timed(_run, bench, cli(None, "--version"))
             for what, words in (
                 ("create", ("create", "--name", "c1", BASE)),
                 ("tag", ("tag", BASE, "other:name")),
                 ("fork", ("fork", "c1", "--name", "c2")),
                 ("rollback", ("rollback", "c1", BASE)),
             ):
-                yield what, timed(_run, cli(at, *words))
+                yield what, timed(_run, bench, cli(at, *words))
 
     for files in trees(bench).sizes[-1:]:
         yield Case(f"{files:,} files", partial(measure, files), partial(trees(bench).store, files))

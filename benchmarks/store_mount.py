@@ -33,7 +33,7 @@ def _mount(bench: Bench) -> Iterator[Case]:
                 raise Unsupported("may not write /proc/sys/vm/drop_caches")
             with bench.scratch.temporary("mnt") as mnt:
                 if contender is OURS_COMMAND:
-                    yield what, _by_command(at, mnt, inner)
+                    yield what, _by_command(bench, at, mnt, inner)
                 else:
                     took = _in_process(at, mnt, contender.name.rpartition(" ")[2], inner)
                     yield from zip((what, "of it the mount"), took, strict=not inner)
@@ -60,17 +60,18 @@ def _in_process(at: Path, mnt: Path, engine: str, inner: str) -> tuple[float, ..
     return (took,) if inner else (took, mounted - start)
 
 
-def _by_command(at: Path, mnt: Path, inner: str) -> float:
+def _by_command(bench: Bench, at: Path, mnt: Path, inner: str) -> float:
     start = time.perf_counter()
     # A file, not a pipe: the daemon that stays would keep that open.
     with open(os.devnull, "wb") as sink:
-        subprocess.run(cli(at, "mount", "--engine", "devfuse", "c", str(mnt)), check=True, env=environment(),
+        command = cli(at, "mount", "--engine", "devfuse", "c", str(mnt))
+        subprocess.run(command, check=True, env=environment(bench.scratch),
                        stdout=sink, stderr=sink)  # fmt: skip
     try:
         _ls(mnt / inner)
         return time.perf_counter() - start
     finally:
-        subprocess.run(cli(None, "umount", str(mnt)), check=True, env=environment(), capture_output=True)
+        subprocess.run(cli(None, "umount", str(mnt)), check=True, env=environment(bench.scratch), capture_output=True)
         if is_mounted(mnt):
             raise Unsupported("WRONG: it is still mounted")
 

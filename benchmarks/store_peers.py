@@ -166,7 +166,10 @@ def _container(trees: Trees, files: int, driver: str) -> tuple[list[str], Path]:
     if key not in _CONTAINERS:
         home = trees.scratch.fresh("buildah")
         command = ["buildah", "--storage-driver", driver, "--root", f"{home}/root", "--runroot", f"{home}/run"]
-        output(*command, "from", "--isolation", "chroot", "--name", "c", f"oci:{trees.layout(files)}:base")
+        layout = trees.layout(files)
+        # A relative path, which buildah makes a name of: not any path is one.
+        source = f"oci:{layout.name}:base"
+        output(*command, "from", "--isolation", "chroot", "--name", "c", source, cwd=layout.parent)
         _CONTAINERS[key] = command, Path(output(*command, "mount", "c"))
     return _CONTAINERS[key]
 

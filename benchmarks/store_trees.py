@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.contenders import REPOSITORY, Contender
 from benchmarks.runner import Bench
-from benchmarks.scratch import Unsupported
+from benchmarks.scratch import Scratch, Unsupported
 
 A_DIRECTORY = 100  # files
 SIZE = 500  # bytes of a small file
@@ -58,9 +58,11 @@ def cli(store: Path | None, word: str, *words: str) -> list[str]:
     return [sys.executable, "-m", "unionfs.cli", word, *options, *words]
 
 
-def environment() -> dict[str, str]:
-    """For `cli`: this checkout, whatever is installed."""
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+def environment(scratch: Scratch) -> dict[str, str]:
+    """For `cli`: this checkout, whatever is installed, and compiled once, as what is installed is."""
+    found = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONPYCACHEPREFIX": f"{scratch.root}/pycache"}
+    found.pop("PYTHONDONTWRITEBYTECODE", None)
+    return found
 
 
 @dataclass(frozen=True)
