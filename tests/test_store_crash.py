@@ -96,6 +96,7 @@ def killed(path: Path, top: Path, name: str, number: int) -> int:
     return in_child(run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_killed_at_every_step(top: Path, scratch: Path, name: str) -> None:
     scenario = SCENARIOS[name]

@@ -96,6 +96,7 @@ def finds_no_room(name: str) -> bool:
     return name not in _NEEDS_NO_ROOM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_full_at_every_step(top: Path, scratch: Path, name: str) -> None:
     scenario = SCENARIOS[name]
