@@ -270,14 +270,10 @@ class Container:
         mounted = self._mounted
         if mounted is None or mounted.wait(0) or self.fs.tree.lent is not None:
             return
-        try:
-            fd = os.open(mounted.mountpoint, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                syncfs(fd)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            log.warning("%s: %s", mounted.mountpoint, error.strerror)
+        _at(mounted.mountpoint, syncfs)  # Of FUSE it begins to write, and does not wait.
+        for writer in list(self.fs.tree.writers) if mounted.gathers else ():
+            if not writer.nameless:
+                _at(mounted.mountpoint + os.fsdecode(writer.path), os.fsync)
 
     def _explained(self, error: OSError) -> Exception:
         if error.errno == errno.EBUSY and self.fs.tree.lent is not None:
@@ -466,6 +462,20 @@ class Container:
         from unionfs.images.removing import remove_container
 
         remove_container(self._store, self, force=force)
+
+
+def _at(path: str, flush: Callable[[int], object]) -> None:
+    """Flush what is at ``path`` of a mount, if it is there still."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            flush(fd)
+        finally:
+            os.close(fd)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        log.warning("%s: %s", path, error.strerror)
 
 
 def _layer_of(answer: dict[str, Any]) -> str | None:

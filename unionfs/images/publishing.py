@@ -24,7 +24,7 @@ from unionfs.oci.model import (
     chain_ids,
 )
 from unionfs.store.collect import size_on_disk
-from unionfs.store.durable import flush_tree, put_file
+from unionfs.store.durable import flush_tree, put_file, write_file
 from unionfs.store.keep import Keep
 from unionfs.store.places import new_id
 from unionfs.store.records import ImageRecord, LayerRecord
@@ -98,8 +98,9 @@ def publish(
     """
     raw = config.to_bytes()
     key = new.snapshot.id if new is not None and new.staged is None and new.snapshot is not None else new_id()
+    index, size = (b"", 0) if new is None else _prepared(keep, new)
     with keep.places.publishing(), _or_nothing(keep, key):
-        layer = None if new is None else _ready(keep, new, key)
+        layer = None if new is None else _placed(keep, new, key, index, size)
         if below is None:
             below = keep.records.chain(None if top is None else top.id)
         before = below[::-1]
@@ -142,18 +143,29 @@ def _or_nothing(keep: Keep, key: str) -> Iterator[None]:
         raise
 
 
-def _ready(keep: Keep, new: NewLayer, key: str) -> LayerRecord:
-    """The layer's directory and its list of changes in their place, and on disk."""
-    at = new.staged if new.staged is not None else keep.places.layer(key)
-    put_file(os.path.join(at, CHANGES), new.layered.changes, keep.places.tmp)
-    index = new.index
-    if index is None:
-        index = index_of(keep, os.path.join(at, "diff"), new.parent)
-    put_file(os.path.join(at, INDEX), index, keep.places.tmp)
-    size = size_on_disk(os.path.join(at, "diff"))
+def _prepared(keep: Keep, new: NewLayer) -> tuple[bytes, int]:
+    """The layer's index and its bytes on disk. What is staged is complete then, and flushed: that may take long, and
+    nobody should have to wait for it with a sweep."""
+    at = new.staged
+    if at is None:
+        assert new.snapshot is not None
+        at = keep.places.layer(new.snapshot.id)
+    index = new.index if new.index is not None else index_of(keep, os.path.join(at, "diff"), new.parent)
     if new.staged is not None:
+        write_file(os.path.join(at, CHANGES), new.layered.changes)
+        write_file(os.path.join(at, INDEX), index)
         flush_tree(at)
-        keep.places.publish(at, keep.places.layer(key))
+    return index, size_on_disk(os.path.join(at, "diff"))
+
+
+def _placed(keep: Keep, new: NewLayer, key: str, index: bytes, size: int) -> LayerRecord:
+    """The layer's directory, with its list of changes and its index, in its place."""
+    at = keep.places.layer(key)
+    if new.staged is not None:
+        keep.places.publish(new.staged, at)
+    else:
+        put_file(os.path.join(at, CHANGES), new.layered.changes, keep.places.tmp)
+        put_file(os.path.join(at, INDEX), index, keep.places.tmp)
     said = new.provenance
     return LayerRecord(
         id=key,

@@ -61,19 +61,20 @@ def pack(directories: Mapping[bytes, Merged]) -> bytes:
 
 
 def _note(path: bytes, merged: Merged) -> bytes:
+    entries = dict(sorted(merged.entries.items()))  # The same in a copy, whose directories have another order.
     codes, apart = array("I"), array("I")
     try:
-        codes.extend(merged.entries.values())  # type: ignore[arg-type]
+        codes.extend(entries.values())  # type: ignore[arg-type]
     except TypeError:  # Some have several places.
         codes = array("I")
-        for code in merged.entries.values():
+        for code in entries.values():
             if isinstance(code, tuple):
                 codes.append(len(apart) << 4 | _SEVERAL)
                 apart.append(len(code))
                 apart.extend(code)
             else:
                 codes.append(code)
-    names = b"\0".join((*merged.entries, b""))
+    names = b"\0".join((*entries, b""))
     elsewhere = array("I")
     for number, there in merged.elsewhere:
         elsewhere.extend((number, len(there)))

@@ -97,6 +97,8 @@ class Mount(ABC):
 
     mountpoint: str
     engine: str
+    gathers = False
+    """Whether the kernel keeps writes back for a while (FUSE's writeback cache)."""
 
     @abstractmethod
     def unmount(self, *, lazy: bool = False) -> None:

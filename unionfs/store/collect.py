@@ -117,8 +117,9 @@ class Collector:
         return freed
 
     def sweep(self) -> None:
-        """What killed processes left; to be called when a store is opened."""
-        with self._places.sweeping():
+        """What killed processes left; to be called when a store is opened. ``BlockingIOError`` while somebody is
+        publishing: there will be another time."""
+        with self._places.sweeping(wait=False):
             self._sweep(Freed())
         self._places.empty_trash()
 

@@ -110,9 +110,9 @@ class Places:
             yield
 
     @contextlib.contextmanager
-    def sweeping(self) -> Iterator[None]:
-        """Nobody is publishing: what no row tells of is left over."""
-        with self._locked(fcntl.LOCK_EX):
+    def sweeping(self, *, wait: bool = True) -> Iterator[None]:
+        """Nobody is publishing: what no row tells of is left over. ``BlockingIOError`` unless ``wait``, while one is."""
+        with self._locked(fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB):
             yield
 
     @contextlib.contextmanager

@@ -172,7 +172,7 @@ class _DevfuseMount(ServedMount):
         if not self._options.sole:
             wanted |= wire.AUTO_INVAL_DATA
         agreed = wanted & offered
-        self._files.writeback = bool(agreed & wire.WRITEBACK_CACHE)
+        self._files.writeback = self.gathers = bool(agreed & wire.WRITEBACK_CACHE)
         if not agreed & wire.NO_OPENDIR_SUPPORT:
             handlers[wire.OPENDIR], handlers[wire.RELEASEDIR] = requests.opendir, requests.destroy
         payload = wire.INIT_OUT.pack(
