@@ -111,7 +111,7 @@ class Places:
 
     @contextlib.contextmanager
     def sweeping(self, *, wait: bool = True) -> Iterator[None]:
-        """Nobody is publishing: what no row tells of is left over. ``BlockingIOError`` unless ``wait``, while one is."""
+        """Nobody is publishing: what no row tells of is left over. While one is, ``wait`` or ``BlockingIOError``."""
         with self._locked(fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB):
             yield
 
