@@ -98,8 +98,8 @@ def debian(scratch: Path) -> Path:
         f"deb http://deb.debian.org/debian {SUITE} main")  # fmt: skip
     for name in ("resolv.conf", "hosts"):
         shutil.copyfile(f"/etc/{name}", root / "etc" / name)
-    for name in ("zoneinfo", "locale", "man"):  # Many files of one kind.
-        shutil.rmtree(root / "usr/share" / name)
+    for name in ("locale", "man"):  # Many files of one kind.
+        shutil.rmtree(root / "usr/share" / name, ignore_errors=True)
     return root
 
 
