@@ -97,23 +97,27 @@ def main(argv: list[str] | None = None) -> int:
                 seconds=options.seconds or (5.0 if options.quick else SECONDS_A_CASE),
                 cases=options.case,
             )
-            for workload in chosen:
-                runner.run(workload)
+            try:
+                for workload in chosen:
+                    runner.run(workload)
+            except (KeyboardInterrupt, SystemExit):
+                if given is None:
+                    raise
+                about["broken off"] = True  # What was asked for by name is kept as far as it came.
+            about |= {
+                "load after": os.getloadavg()[0],
+                "full sizes": sizes.full,
+                "repetitions": runner.repeat,
+                "seconds": round(time.monotonic() - start),
+            }
+            found = goals(runner.rows)
+            print(report.text(about, runner.rows, found))
+            if out is not None:
+                report.save(out, about, runner.rows, found)
     except KeyboardInterrupt:
         print("interrupted; nothing kept", file=sys.stderr)
         return 130
-    about |= {
-        "load after": os.getloadavg()[0],
-        "full sizes": sizes.full,
-        "repetitions": runner.repeat,
-        "seconds": round(time.monotonic() - start),
-    }
-    found = goals(runner.rows)
-    print(report.text(about, runner.rows, found))
-    if out is None:
-        return 0
-    report.save(out, about, runner.rows, found)
-    return _draw(out)
+    return 0 if out is None else _draw(out)
 
 
 def _draw(out: Path) -> int:
