@@ -327,7 +327,9 @@ class DirectoryLayer:
 
     def owned(self, path: int | bytes, st: os.stat_result) -> os.stat_result:
         """``st``, of the object at ``path``, with the owner and the mode that this layer tells."""
-        if self.overrides and not stat.S_ISLNK(st.st_mode):
+        if self.overrides and stat.S_ISLNK(st.st_mode):
+            return self._owned_as_root(st)
+        if self.overrides:
             try:
                 value = os.getxattr(path, owners.OVERRIDE, follow_symlinks=isinstance(path, int))
                 return owners.apply(st, value)
@@ -337,6 +339,16 @@ class DirectoryLayer:
         uid = 0 if st.st_uid in self._lost_uids else None
         gid = 0 if st.st_gid in self._lost_gids else None
         return st if uid is None and gid is None else owners.replaced(st, uid=uid, gid=gid)
+
+    def _owned_as_root(self, st: os.stat_result) -> os.stat_result:
+        """A symbolic link has no room for a record. It has the root's owner, if it belongs to who has the root on disk:
+        else an image that a user made would tell the user's own number.
+        """
+        root = self.fd(self.root)
+        found = owners.decode(os.getxattr(root.n, owners.OVERRIDE))
+        if found is None or st.st_uid != os.fstat(root.n).st_uid:
+            return st
+        return owners.replaced(st, uid=found[0], gid=found[1])
 
     def birth_ns(self, d: LayerDir, name: bytes) -> int | None:
         fd = self.fd(d)
