@@ -193,7 +193,7 @@ class DirectoryLayer:
         names = whiteout.mark_names(keys)
         self.has_inos = whiteout.FORMAT in names
         ours = rooted and names.get(whiteout.FORMAT) == os.fsdecode(whiteout.USER + whiteout.FORMAT)
-        self._guarded = os.geteuid() == 0 and not ours and not owners.overflow_ids("/proc/self/uid_map")
+        self._guarded = os.geteuid() == 0 and not ours
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.path!r})"
@@ -446,7 +446,8 @@ class DirectoryLayer:
         layers that root wrote with ``userxattr``.
         """
         owner = os.stat(path, follow_symlinks=isinstance(path, int)).st_uid
-        if owner != 0:
+        # Root of a user namespace is led nowhere where the user could not go.
+        if owner != 0 and not owners.overflow_ids("/proc/self/uid_map"):
             log.warning("%s: a redirect or metacopy in user.overlay by uid %d is not followed", self.path, owner)
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
