@@ -29,6 +29,7 @@ import attrs
 import xxhash
 
 _MAGIC = b"unionfs index 1" + (b"l" if sys.byteorder == "little" else b"B")
+_RECENT, _SMALL = 128, 1024  # notes that are kept for who asks again, and the entries of the largest of them
 _SEVERAL = 15  # in the place of DT_*: a directory of several layers, whose places stand apart
 
 Codes = dict[bytes, "int | tuple[int, ...]"]
@@ -96,17 +97,25 @@ class Index:
         count = whole[at - 8 : at].cast("Q")[0]
         if len(whole) < at + 16 * count:
             raise ValueError(f"{path}: an index that is cut off")
+        self._recent: dict[bytes, Merged] = {}
         self._whole = whole
         self._hashes: Sequence[int] = whole[at : at + 8 * count].cast("Q")
         self._offsets: Sequence[int] = whole[at + 8 * count : at + 16 * count].cast("Q")
 
     def find(self, path: bytes) -> Merged | None:
         """What is noted of a directory; ``None`` for nothing, or for a note that is damaged."""
+        recent = self._recent.get(path)
+        if recent is not None:
+            return recent
         number = xxhash.xxh64_intdigest(path)
         i = bisect_left(self._hashes, number)
         while i < len(self._hashes) and self._hashes[i] == number:
             found = self._read(self._offsets[i], path)
             if found is not None:
+                if len(found.entries) <= _SMALL:
+                    if len(self._recent) >= _RECENT:
+                        self._recent.clear()
+                    self._recent[path] = found
                 return found
             i += 1
         return None
