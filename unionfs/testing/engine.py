@@ -24,6 +24,7 @@ import stat
 import subprocess
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -218,6 +219,9 @@ class EngineSuite(MetadataSuite):
         for thread in threads:
             thread.join()
         assert not failures
+        deadline = time.monotonic() + self.removals_lag
+        while set(os.listdir(merged / "both")) != {"x"} and time.monotonic() < deadline:
+            time.sleep(0.01)
         assert set(os.listdir(merged / "both")) == {"x"}
 
     def test_mmap_in_another_process(self, merged: Path) -> None:

@@ -100,6 +100,9 @@ def as_root(test: Callable[..., None]) -> Callable[..., None]:
 class EngineBase(ABC):
     """The fixtures. ``mount`` is the factory; ``base`` may choose where the layers live."""
 
+    removals_lag = 0.0
+    """Seconds for which a file that was removed just after it was closed may be listed, under a name of the engine's."""
+
     @abstractmethod
     def mount(self, fs: UnionFS, mountpoint: Path) -> AbstractContextManager[object]:
         """Mount ``fs`` at ``mountpoint``, an empty directory; unmount at the end of the block."""
