@@ -101,7 +101,7 @@ class EngineBase(ABC):
     """The fixtures. ``mount`` is the factory; ``base`` may choose where the layers live."""
 
     removals_lag = 0.0
-    """Seconds for which a file that was removed just after it was closed may be listed, under a name of the engine's."""
+    """Seconds for which a file that was removed when it was just closed may be listed, under a name of the engine's."""
 
     @abstractmethod
     def mount(self, fs: UnionFS, mountpoint: Path) -> AbstractContextManager[object]:
