@@ -58,14 +58,6 @@ def find_image(keep: Keep, ref: str) -> ImageRecord:
     return found
 
 
-def find_layer(keep: Keep, ref: str) -> LayerRecord:
-    """A layer by id, chain ID, diff ID, or the beginning of one. ``NotFoundError``."""
-    found = _layer(keep, ref)
-    if found is None:
-        raise NotFoundError(f"no layer {ref!r}")
-    return found
-
-
 def find_point(keep: Keep, ref: str) -> Point:
     """Anything that stands for a state. ``NotFoundError``."""
     match = _BACK.search(ref)

@@ -36,11 +36,6 @@ class Header:
     block: bytes
     """All of it, for formats with fields of their own."""
 
-    @property
-    def is_gnu(self) -> bool:
-        """Whether it has GNU tar's magic, so that GNU's fields stand where ustar has the prefix."""
-        return self.block[257:265] == b"ustar  \0"
-
 
 def parse_header(block: bytes) -> Header:
     """The header in ``block``, whose checksum is looked at first."""
