@@ -69,6 +69,7 @@ def test_import_of_a_directory(top: Path) -> None:
 def test_import_of_a_tar_and_of_standard_input(top: Path) -> None:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+        tar.add("tree/etc", "etc", recursive=False)
         tar.add("tree/etc/motd", "etc/motd")
     (top / "t.tgz").write_bytes(buffer.getvalue())
     one = line("import", "t.tgz", "one:2")
