@@ -11,11 +11,15 @@ import os
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
 from tests import filesystem, kernellog, support
+
+if TYPE_CHECKING:
+    from unionfs import Container, Image, Store
 
 REQUIRE_ALL = os.environ.get("UNIONFS_REQUIRE_ALL", "") not in ("", "0")
 
@@ -101,6 +105,36 @@ def scratch() -> Iterator[Path]:
     directory = support.make_scratch()
     yield directory
     support.remove_scratch(directory)
+
+
+@pytest.fixture
+def source(scratch: Path) -> Path:
+    """A small tree to import (`storehouse.make_source`)."""
+    from tests.storehouse import make_source
+
+    return make_source(scratch / "source")
+
+
+@pytest.fixture
+def store(scratch: Path) -> Iterator[Store]:
+    """An empty store."""
+    from unionfs import Store
+
+    with Store(scratch / "store") as store:
+        yield store
+
+
+@pytest.fixture
+def base(store: Store, source: Path) -> Image:
+    """The image `base` of that tree in that store."""
+    return store.import_(source, "base")
+
+
+@pytest.fixture
+def web(store: Store, base: Image) -> Iterator[Container]:
+    """The container `web` on it."""
+    with store.create("base", "web") as web:
+        yield web
 
 
 @pytest.fixture

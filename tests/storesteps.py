@@ -23,6 +23,7 @@ import attrs
 import unionfs.layer.upper
 import unionfs.store.durable
 import unionfs.store.steps
+from tests import support
 from tests.arena import hasty
 from tests.steps import in_child, steps
 from unionfs.images.store import Store
@@ -112,6 +113,20 @@ def make_store(top: Path) -> None:
 
 
 # What it shows
+
+
+@contextmanager
+def prepared() -> Iterator[Path]:
+    """A directory with what is imported, and with the store that all begin with."""
+    directory = support.make_scratch()
+    try:
+        with without_flushes():
+            make_source(directory)
+            # Always another process: who forks must not have a store's database open.
+            in_child(lambda: make_store(directory))
+        yield directory
+    finally:
+        support.remove_scratch(directory)
 
 
 def shown(store: Store) -> dict[str, Tree]:

@@ -314,3 +314,18 @@ def _open_up(*needed: Path) -> Iterator[str]:
             else:
                 yield f"touch {quoted} && mount -c --bind {source} {quoted}"
         yield "exec 9<&-"
+
+
+def run_checked(*command: object, env: dict[str, str] | None = None) -> str:
+    """What a program says, stderr included; it has to succeed."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        env={**os.environ, "PYTHONPATH": str(REPO), **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, f"{command}: status {done.returncode}\n{done.stdout[-4000:]}"
+    return done.stdout

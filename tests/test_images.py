@@ -8,36 +8,12 @@ import os
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.storehouse import layers_on_disk, lines, make_source
+from tests.storehouse import layers_on_disk, lines
 from unionfs import Container, Image, InUseError, NotFoundError, Store, UnionError, UpperBusyError
-
-
-@pytest.fixture
-def source(scratch: Path) -> Path:
-    return make_source(scratch / "source")
-
-
-@pytest.fixture
-def store(scratch: Path) -> Iterator[Store]:
-    with Store(scratch / "store") as store:
-        yield store
-
-
-@pytest.fixture
-def base(store: Store, source: Path) -> Image:
-    return store.import_(source, "base")
-
-
-@pytest.fixture
-def web(store: Store, base: Image) -> Iterator[Container]:
-    with store.create("base", "web") as web:
-        yield web
-
 
 # Names
 

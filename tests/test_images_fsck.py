@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from tests import support
 from unionfs.errors import StoreError, UnionError
@@ -447,7 +448,11 @@ def test_many_files_are_hashed_in_their_order(scratch):
         paths.append(scratch / str(i))
         paths[-1].write_bytes(os.urandom(i * 3000))
     wanted = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    assert hashing.sha256_files([str(path) for path in paths]) == wanted
-    assert len(set(hashing.fingerprint_files([str(path) for path in paths]))) == 100
+
+    def sha256(path):
+        return hashing.hash_file(str(path), hashlib.sha256())
+
+    assert list(hashing.in_parallel(sha256, paths)) == wanted
+    assert len({hashing.hash_file(str(path), xxhash.xxh3_128()) for path in paths}) == 100
     with pytest.raises(FileNotFoundError):
-        hashing.sha256_files([str(scratch / "none")])
+        list(hashing.in_parallel(sha256, [*paths, scratch / "none"]))

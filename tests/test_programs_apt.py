@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
@@ -32,26 +31,12 @@ SUITE = "bookworm"
 QUIET = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
-def run(*command: object, env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(
-        [str(word) for word in command],
-        env={**os.environ, "PYTHONPATH": str(support.REPO), **(env or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, f"{command}: status {done.returncode}\n{done.stdout[-4000:]}"
-    return done.stdout
-
-
 @pytest.fixture
 def debian(scratch: Path) -> Path:
     """The smallest Debian that has apt."""
     root = scratch / "debian"
     mirror = "deb http://deb.debian.org/debian {} main"
-    run(
+    support.run_checked(
         "mmdebstrap",
         "--variant=apt",
         "--quiet",
@@ -84,13 +69,13 @@ class Machine:
     def mount(self) -> None:
         layers = [word for layer in self.lowers for word in ("--lower", layer)]
         command = ["mount", self.mnt, *layers, "--upper", self.upper, "--work", self.work, "--engine", self.engine]
-        run(sys.executable, "-m", "unionfs.cli", *command)
+        support.run_checked(sys.executable, "-m", "unionfs.cli", *command)
 
     def umount(self) -> None:
-        run(sys.executable, "-m", "unionfs.cli", "umount", self.mnt)
+        support.run_checked(sys.executable, "-m", "unionfs.cli", "umount", self.mnt)
 
     def inside(self, *command: str) -> str:
-        return run("chroot", self.mnt, *command, env=QUIET)
+        return support.run_checked("chroot", self.mnt, *command, env=QUIET)
 
     def api(self) -> UnionFS:
         return UnionFS(lower=self.lowers, upper=self.upper, work=self.work)

@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 import unionfs.store.steps
-from tests import support
 from tests.steps import in_child
 from tests.storesteps import (
     ALL,
@@ -29,11 +28,10 @@ from tests.storesteps import (
     copy_of,
     kill_at,
     leaks,
-    make_source,
-    make_store,
     names_of_steps,
     other,
     perform,
+    prepared,
     shown,
     to_walk,
     walking,
@@ -48,16 +46,8 @@ from unionfs.testing.surfaces import TreeSurface
 
 @pytest.fixture(scope="module")
 def top() -> Iterator[Path]:
-    """What is imported, and the store that all begin with."""
-    directory = support.make_scratch()
-    try:
-        with without_flushes():
-            make_source(directory)
-            # Always another process: who forks must not have a store's database open.
-            in_child(lambda: make_store(directory))
+    with prepared() as directory:
         yield directory
-    finally:
-        support.remove_scratch(directory)
 
 
 @pytest.fixture(autouse=True)

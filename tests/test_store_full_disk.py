@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from tests import support
 from tests.steps import in_child
 from tests.storesteps import (
     ALL,
@@ -33,6 +32,7 @@ from tests.storesteps import (
     names_of_steps,
     other,
     perform,
+    prepared,
     shown,
     to_walk,
     walking,
@@ -50,15 +50,8 @@ _NEEDS_NO_ROOM = frozenset(
 
 @pytest.fixture(scope="module")
 def top() -> Iterator[Path]:
-    """What is imported, and the store that all begin with."""
-    directory = support.make_scratch()
-    try:
-        with without_flushes():
-            make_source(directory)
-            in_child(lambda: make_store(directory))
+    with prepared() as directory:
         yield directory
-    finally:
-        support.remove_scratch(directory)
 
 
 @pytest.fixture(autouse=True)

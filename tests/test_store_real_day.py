@@ -36,20 +36,6 @@ QUIET = {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C", "PATH": "/usr/sbin:
 Facts = dict[str, tuple[Any, ...]]
 
 
-def run(*command: object, env: dict[str, str] | None = None) -> str:
-    done = subprocess.run(
-        [str(word) for word in command],
-        env={**os.environ, **(env or {})},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, f"{command}: status {done.returncode}\n{done.stdout[-4000:]}"
-    return done.stdout
-
-
 def facts(where: str | Path | UnionFS) -> Facts:
     """Everything that a tree shows, by path: the bytes too."""
     there: Any = where if isinstance(where, UnionFS) else os
@@ -94,8 +80,8 @@ def same(one: Facts, other: Facts) -> None:
 def debian(scratch: Path) -> Path:
     """The smallest Debian that has apt, and knows what there is."""
     root = scratch / "debian"
-    run("mmdebstrap", "--variant=apt", "--quiet", "--mode=root", "--skip=cleanup/apt/lists", SUITE, root,
-        f"deb http://deb.debian.org/debian {SUITE} main")  # fmt: skip
+    support.run_checked("mmdebstrap", "--variant=apt", "--quiet", "--mode=root", "--skip=cleanup/apt/lists",
+        SUITE, root, f"deb http://deb.debian.org/debian {SUITE} main")  # fmt: skip
     for name in ("resolv.conf", "hosts"):
         shutil.copyfile(f"/etc/{name}", root / "etc" / name)
     for name in ("locale", "man"):  # Many files of one kind.
@@ -120,7 +106,7 @@ class Day:
     def copy(self, mountpoint: Path) -> Facts:
         """A plain copy of what a mount shows now."""
         plain = self.scratch / f"plain-{mountpoint.name}"
-        run("rsync", "-aHAX", "--numeric-ids", "--delete", f"{mountpoint}/", f"{plain}/")
+        support.run_checked("rsync", "-aHAX", "--numeric-ids", "--delete", f"{mountpoint}/", f"{plain}/")
         return facts(plain)
 
     def commit(self, container: Container, mountpoint: Path, name: str) -> None:
@@ -133,7 +119,7 @@ class Day:
 
 
 def inside(mountpoint: Path, *command: str) -> str:
-    return run("chroot", mountpoint, *command, env=QUIET)
+    return support.run_checked("chroot", mountpoint, *command, env=QUIET)
 
 
 def test_a_day(store: Store, scratch: Path, debian: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from types import TracebackType
+from typing import NamedTuple, Self
 
 import attrs
 
@@ -10,6 +11,23 @@ RENAME_NOREPLACE = 1
 """``rename``: fail with ``EEXIST`` where the new name exists (renameat2(2))."""
 RENAME_EXCHANGE = 2
 """``rename``: exchange the two names in one step (renameat2(2))."""
+
+
+class Closing:
+    """What has a ``close``, which the end of a ``with`` block calls."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
 
 class DiskUsage(NamedTuple):

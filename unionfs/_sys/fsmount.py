@@ -10,10 +10,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from types import TracebackType
-from typing import Self
 
 from unionfs._sys.libc import check, function
+from unionfs.types import Closing
 
 MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
@@ -40,7 +39,7 @@ def _call(number: int, *args: int | bytes | None) -> int:
     return check(_syscall(number, *words))
 
 
-class Context:
+class Context(Closing):
     """A mount of ``fstype`` in the making: ``set`` its options, ``create`` the file system, ``mount`` it.
 
         with Context("overlay") as context:
@@ -98,14 +97,6 @@ class Context:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def move_mount(fd: int, target: str) -> None:

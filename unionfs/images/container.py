@@ -10,8 +10,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from unionfs._sys.syncfs import syncfs
 from unionfs.errors import InUseError, NotFoundError, StoreError, UnionError, UpperBusyError
@@ -26,6 +25,7 @@ from unionfs.layer.upper import UpperDirectory
 from unionfs.store.durable import flush_path, make_directory
 from unionfs.store.places import is_locked
 from unionfs.store.records import ContainerRecord, LayerRecord, PointRecord
+from unionfs.types import Closing
 
 if TYPE_CHECKING:
     from unionfs.images.image import Image
@@ -46,7 +46,7 @@ _LENT = "container {!r} is mounted by the kernel's overlayfs: unmount it first"
 _FOREVER_BUSY = "mounted by the kernel's overlayfs, or opened by something else than a store"
 
 
-class Container:
+class Container(Closing):
     """A writable layer on an image, or on any other point of a history.
 
     ``fs`` is the union of it, opened on first use and kept until ``close`` or the end of the ``with`` block. One
@@ -198,14 +198,6 @@ class Container:
             if self._fs is not None:
                 self._fs.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def mount(self, path: str | os.PathLike[str], engine: str = "auto", **options: Any) -> Mount:
         """Mount it at a directory; see ``unionfs.mount.mount``. The union stays open when the mount ends."""
         mounted = self.fs.mount(path, engine, **options)
@@ -230,11 +222,13 @@ class Container:
                 return there(answer)
             try:
                 with self._mutex:
+                    opened_here = self._fs is None or self._fs.closed  # Else another thread was quicker: it is its.
                     _ = self.fs
                     try:
                         return here()
                     finally:
-                        self.close()
+                        if opened_here:
+                            self.close()
             except UpperBusyError as error:
                 if time.monotonic() > deadline:
                     raise InUseError(f"container {self.name!r}: {_FOREVER_BUSY}") from error

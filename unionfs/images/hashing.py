@@ -5,15 +5,12 @@ Both let go of Python's lock while they work, so threads use all processors.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Protocol, TypeVar
-
-import xxhash
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -88,18 +85,3 @@ def hash_file(path: str | bytes, digest: Any) -> str:
     finally:
         os.close(fd)
     return str(digest.hexdigest())
-
-
-def _share(count: int) -> int:
-    """How many of ``count`` files a thread takes at a time: a few large ones must not all be one thread's."""
-    return max(1, min(_BATCH, count // (4 * workers())))
-
-
-def sha256_files(paths: Sequence[str | bytes]) -> list[str]:
-    """sha256 of many files, in hexadecimal, in their order. ``OSError``."""
-    return list(in_parallel(lambda path: hash_file(path, hashlib.sha256()), paths, batch=_share(len(paths))))
-
-
-def fingerprint_files(paths: Sequence[str | bytes]) -> list[str]:
-    """xxh3 (128 bits) of many files, in hexadecimal, in their order. ``OSError``."""
-    return list(in_parallel(lambda path: hash_file(path, xxhash.xxh3_128()), paths, batch=_share(len(paths))))

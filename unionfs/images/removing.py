@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 from typing import TYPE_CHECKING
 
-from unionfs.errors import InUseError, NotFoundError
+from unionfs.errors import InUseError, NotFoundError, UnionError
 from unionfs.images.control import ask
 from unionfs.images.points import find_image, short
 from unionfs.oci.reference import parse_name
@@ -51,8 +52,6 @@ def remove_container(store: Store, container: Container, *, force: bool) -> None
 
 def _lock(path: str, patience: float) -> int | None:
     """The directory, locked; ``None`` if another has it for longer than ``patience`` seconds, or if it is missing."""
-    import time
-
     deadline = time.monotonic() + patience
     try:
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -101,8 +100,6 @@ def remove_image(store: Store, ref: str, *, force: bool) -> list[str]:
 
 def _as_name(ref: str, names: list[str]) -> str | None:
     """The one of ``names`` that ``ref`` is."""
-    from unionfs.errors import UnionError
-
     try:
         name = str(parse_name(ref))
     except UnionError:

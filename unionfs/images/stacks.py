@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from unionfs.api import UnionFS
 from unionfs.errors import NotFoundError
@@ -16,6 +15,7 @@ from unionfs.store.durable import make_directory
 from unionfs.store.keep import Keep
 from unionfs.store.leases import Lease
 from unionfs.store.records import LayerRecord
+from unionfs.types import Closing
 from unionfs.union.tree import Tree
 
 
@@ -46,7 +46,7 @@ def open_layers(keep: Keep, chain: Sequence[LayerRecord]) -> list[DirectoryLayer
     return opened
 
 
-class Stack:
+class Stack(Closing):
     """A layer and all that it stands on, open to be read, and kept from collection meanwhile. A context manager.
 
     ``records`` and ``layers`` stand side by side, topmost first.
@@ -82,14 +82,6 @@ class Stack:
         for layer in self.layers:
             layer.close()
         self._lease.release()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def new_upper(keep: Keep, directory: str, top: str | None, **options: Any) -> UpperDirectory:

@@ -6,8 +6,7 @@ import datetime as dt
 import os
 import time
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any
 
 from unionfs.errors import InUseError, NotFoundError
 from unionfs.images import points
@@ -19,6 +18,7 @@ from unionfs.store.durable import flush_path, make_directory
 from unionfs.store.keep import Keep
 from unionfs.store.places import default_path, new_id
 from unionfs.store.records import ContainerRecord
+from unionfs.types import Closing
 
 if TYPE_CHECKING:
     from unionfs.images.blame import Touch
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from unionfs.union.diff import Change
 
 
-class Store:
+class Store(Closing):
     """Images and containers in a directory: layers that last, without a daemon and without root.
 
         import unionfs
@@ -72,14 +72,6 @@ class Store:
     def close(self) -> None:
         """Let go of the metadata. Containers that are open stay so until they are closed."""
         self.keep.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # Looking things up
 

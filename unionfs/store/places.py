@@ -71,10 +71,8 @@ class Places:
                     flush_directory(path)
                 with contextlib.suppress(PermissionError):  # Another's directory, perhaps, that we may not read.
                     flush_directory(os.path.dirname(self.root))
-            self._lock = os.open(
-                os.path.join(self.root, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-            )
-            os.close(self._lock)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            os.close(os.open(os.path.join(self.root, "lock"), flags, 0o600))
         except OSError as error:
             raise StoreError(f"{self.root}: no store can be used here: {error.strerror}") from error
 

@@ -8,11 +8,10 @@ import functools
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import NoReturn, Self, cast
+from typing import NoReturn, cast
 
 from unionfs.layer.protocol import Layer, WritableLayer
-from unionfs.types import LayerInfo
+from unionfs.types import Closing, LayerInfo
 from unionfs.union.commit import HistoryEntry, commit, history
 from unionfs.union.copying import Copying
 from unionfs.union.diff import Change, diff
@@ -24,7 +23,7 @@ from unionfs.union.stack import HostPath, open_layers
 from unionfs.union.tree import Tree
 
 
-class UnionFS(Copying):
+class UnionFS(Copying, Closing):
     """One tree from many layers.
 
     Reads go top-down: the first layer that has a name wins, directories merge. Changes go to the upper: an object is
@@ -188,14 +187,6 @@ class UnionFS(Copying):
     def history(self) -> list[HistoryEntry]:
         """The layers below the upper, topmost first, with what their commits recorded."""
         return history(self.tree)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         if not getattr(self, "closed", True):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any, AnyStr, Generic, Self
 
 from unionfs.layer.protocol import DT_DIR, DT_LNK, DT_REG
+from unionfs.types import Closing
 from unionfs.union.changing import Changing
 from unionfs.union.naming import named, plain
 from unionfs.union.node import DirNode
@@ -82,7 +82,7 @@ class DirEntry(Generic[AnyStr]):
             return tree.stat(tree.lookup(self._d, self._raw))
 
 
-class Scan(Generic[AnyStr]):
+class Scan(Generic[AnyStr], Closing):
     """What ``scandir`` gives: an iterator over entries, and a context manager."""
 
     def __init__(self, entries: Iterator[DirEntry[AnyStr]]) -> None:
@@ -97,14 +97,6 @@ class Scan(Generic[AnyStr]):
     def close(self) -> None:
         """No more entries come."""
         self._entries = iter(())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Walking(Changing):
