@@ -95,10 +95,11 @@ def commit_layer(
     provenance: Provenance,
     changes: Sequence[str] = (),
     report: Report | None = None,
-) -> tuple[str, str | None]:
-    """Make an image of the state whose topmost layer is ``top``; its id, and the image layer that shows that state.
+) -> str:
+    """Make an image of the state whose topmost layer is ``top``; its id.
 
-    ``image``: the image whose config it goes on from. ``changes``: to the config, as in ``docker commit --change``.
+    ``image``: the image whose config it goes on from. ``container``: it stands on the new image from now on.
+    ``changes``: to the config, as in ``docker commit --change``.
     Raises ``UnionError`` (``StoreError`` for damage), ``OSError``.
     """
     epoch = source_date_epoch()
@@ -111,22 +112,13 @@ def commit_layer(
         config = apply_changes(config, changes)
         new, old = stack.tree(), stack.tree(snapshots)
         found = list(compare(new, old)) if snapshots else []
-        settled: list[str | None] = [None if base is None else base.id]
-
-        def also(made: str, layer: LayerRecord | None) -> None:
-            if layer is not None:
-                settled[0] = layer.id
-            if container is not None and keep.records.container(container) is not None:
-                keep.records.set_container(container, image=made)
 
         def finish(config: ImageConfig, layer: NewLayer | None) -> str:
-            return publish(
-                keep, config, base, layer, name=name, parent=parent, container=container, below=below, also=also
-            )
+            return publish(keep, config, base, layer, name=name, parent=parent, container=container, below=below)
 
         if not found:
             config = config.with_layer(None, provenance.history())
-            return finish(config, None), settled[0]
+            return finish(config, None)
         if report is not None:
             report("hashing", 0, 0)
         frozen = stack.records[0]
@@ -143,7 +135,7 @@ def commit_layer(
                 snapshot=frozen,
                 index=pack(notes_of(new)),
             )
-            return finish(config, plain), settled[0]
+            return finish(config, plain)
         with keep.places.staging() as staging, Stack(keep, None if base is None else base.id) as lower:
             write_clean(keep, staging, new, lower, found)
             clean = NewLayer(
@@ -154,7 +146,7 @@ def commit_layer(
                 staged=wrapped(staging),
                 snapshot=frozen,
             )
-            return finish(config, clean), settled[0]
+            return finish(config, clean)
 
 
 def write_clean(keep: Keep, staging: str, source: TreeReader, below: Stack, changes: Sequence[Change]) -> None:

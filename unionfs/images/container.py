@@ -346,7 +346,7 @@ class Container(Closing):
             created_by=" ".join(record.command) if created_by is None else created_by,
         )
         top = self.freeze("commit", said)
-        image, _ = commit_layer(
+        image = commit_layer(
             self._keep,
             top,
             image=self.record.image,

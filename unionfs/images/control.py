@@ -91,10 +91,9 @@ class Server:
 
 
 def ask(directory: str, request: Answer, timeout: float | None = None) -> Answer | None:
-    """The answer of who has the container in ``directory`` open; ``None`` if nobody listens.
+    """The answer of who has the container in ``directory`` open; ``None`` if nobody listens, or who did has just ended.
 
-    Raises what the request raised there; ``StoreError`` if the process ends without an answer, or after ``timeout``
-    seconds.
+    Raises what the request raised there; ``StoreError`` after ``timeout`` seconds.
     """
     try:
         fd = os.open(directory, _OPEN_DIR)

@@ -88,13 +88,12 @@ def publish(
     parent: ImageRecord | None,
     container: str | None = None,
     below: Sequence[LayerRecord] | None = None,
-    also: Callable[[str, LayerRecord | None], None] | None = None,
 ) -> str:
     """Make the image of ``config``, its layers flushed and named; its id.
 
     ``top``: its topmost layer, or what ``new`` stands on; ``below``: that and all that it stands on, topmost first, if
-    it was read already. ``also`` is called in the same transaction, with the image's id and the layer that ``new`` came
-    to: one that is there already, if it has the same content on the same layers.
+    it was read already. ``container``: it stands on the image from now on. Where a layer with the same content is there
+    already on the same layers, that one is the image's.
     """
     raw = config.to_bytes()
     key = new.snapshot.id if new is not None and new.staged is None and new.snapshot is not None else new_id()
@@ -124,8 +123,8 @@ def publish(
             )
             if name is not None:
                 keep.records.set_tag(name, image)
-            if also is not None:
-                also(image, layer)
+            if container is not None and keep.records.container(container) is not None:
+                keep.records.set_container(container, image=image)
         remember(image, config)
     if spare is not None:
         keep.collector.discard([spare])
